@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
-from tokenmux.scheduler.policy import slack
+from tokenmux.scheduler.policy import loading, turns
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
 from tokenmux.scheduler.policy.pool import placement
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
@@ -20,14 +20,14 @@ from tokenmux.simulator.scenario import simulate
 
 WORKLOADS = ((80, 0.1, 8), (54, 0.5, 8), (80, 0.5, 11))
 CASES: dict[str, tuple[object, str, float]] = {
-    "bursts of 1 TPOT": (slack, "BURST_TPOTS", 1.0),
-    "bursts of 12 TPOT": (slack, "BURST_TPOTS", 12.0),
-    "no headroom for KV": (slack, "HEADROOM", 0.0),
-    "eviction without margin": (slack, "EVICTION_MARGIN_COPIES", 0.0),
-    "eviction margin of 1.5 copies": (slack, "EVICTION_MARGIN_COPIES", 1.5),
-    "eviction margin of 8 copies": (slack, "EVICTION_MARGIN_COPIES", 8.0),
+    "bursts of 1 TPOT": (turns, "BURST_TPOTS", 1.0),
+    "bursts of 12 TPOT": (turns, "BURST_TPOTS", 12.0),
+    "no headroom for KV": (loading, "HEADROOM", 0.0),
+    "eviction without margin": (loading, "EVICTION_MARGIN_COPIES", 0.0),
+    "eviction margin of 1.5 copies": (loading, "EVICTION_MARGIN_COPIES", 1.5),
+    "eviction margin of 8 copies": (loading, "EVICTION_MARGIN_COPIES", 8.0),
     "models stay on one instance": (placement, "CROWDED", 1e9),
-    "the last room is never taken": (slack, "LAST_TO_GO_COPIES", 1e9),
+    "the last room is never taken": (loading, "LAST_TO_GO_COPIES", 1e9),
     "moves for any gain": (placement, "MOVE_GAIN", 0.0),
     "balance looked at every 5 s": (placement, "REBALANCE_TTFTS", 0.5),
 }

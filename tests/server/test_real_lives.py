@@ -34,8 +34,9 @@ def test_a_stopped_node_is_replaced_and_a_signal_to_all_processes_lets_streams_c
         alone = stream(client, max_tokens=120)
         stopped = node_of(process.pid)
         assert stream(client, lambda: os.kill(stopped, signal.SIGSTOP), max_tokens=120) == alone
-        n_restarts = client.pool.status().n_restarts
-        assert n_restarts >= 1
+        # On a busy machine the node may have drawn all tokens before the client has read ten of them.
+        later = (status for status in client.pool.watch() if status.n_restarts and status.instances)
+        n_restarts = next(later).n_restarts
         assert node_of(process.pid) != stopped
 
         tokens = stream(client, lambda: os.killpg(process.pid, signal.SIGTERM), max_tokens=120)

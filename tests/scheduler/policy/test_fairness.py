@@ -14,7 +14,8 @@ from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.scheduler.memory.host_cache import HostCache
 from tokenmux.scheduler.metrics import shares
 from tokenmux.scheduler.metrics.shares import Shares
-from tokenmux.scheduler.policy.slack import EVICTION_MARGIN_COPIES, SlackPolicy
+from tokenmux.scheduler.policy.loading import EVICTION_MARGIN_COPIES
+from tokenmux.scheduler.policy.slack import SlackPolicy
 from tokenmux.simulator.simulator import Simulator
 from tokenmux.testing import make_model, make_request
 from tokenmux.workload.trace import Arrival

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.workloads import steady
 from tokenmux.core.effects import Effects, decisions
 from tokenmux.core.event import CopyDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import Residency
-from tokenmux.core.plan import Chunk, Drop, Step
+from tokenmux.core.plan import Activate, Chunk, Drop, Evict, PageIn, Step
 from tokenmux.core.request import Request, RequestId
 from tokenmux.scheduler.policy import eviction
 from tokenmux.scheduler.policy.slack import SlackPolicy
@@ -61,6 +62,28 @@ def a_request(name: str, due_s: float) -> Any:
         in_step=False,
         in_copy=False,
     )
+
+
+def test_kv_comes_back_before_the_weights_that_it_waits_for() -> None:
+    """Its first steps would go on without the requests whose KV comes later."""
+    market, coming = steady(7, 0.457, 60.0)
+    models = {arrival.request.id: arrival.request.model for arrival in coming}
+    resident: set[ModelId] = set()
+    n_paged_in = {"before the weights": 0, "after the weights": 0}
+
+    def note(_index: int, _at_s: float, effects: Effects) -> None:
+        for decided in decisions(effects):
+            match decided:
+                case Activate(model):
+                    resident.add(model)
+                case Evict(model):
+                    resident.discard(model)
+                case PageIn((request,)):
+                    is_late = models[request] in resident
+                    n_paged_in["after the weights" if is_late else "before the weights"] += 1
+
+    simulate(market, coming, 1, on_effects=note)
+    assert n_paged_in["before the weights"] > 5 * n_paged_in["after the weights"]
 
 
 @pytest.mark.parametrize(("n_decoding", "ends"), [(1, False), (2, True)])

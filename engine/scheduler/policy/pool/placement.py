@@ -29,9 +29,9 @@ from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.instance_policy import InstanceView, ModelView, RequestView
+from tokenmux.scheduler.policy.loading import HEADROOM
 from tokenmux.scheduler.policy.pool.pool_policy import Move, Place, PoolView, Refuse
 from tokenmux.scheduler.policy.pool.prefix_savings import saved_share
-from tokenmux.scheduler.policy.slack import HEADROOM
 
 REBALANCE_TTFTS = 0.1
 """Time between two checks of the balance, in TTFTs: of the pool (a second at the paper's 10 s), or of a
