@@ -175,8 +175,8 @@ def simulate(
     doubts: Doubts = SURE,
     pinned: Iterable[ModelId] = (),
 ) -> Outcome:
-    """Replay `arrivals` (in order of time) on a pool of `n_instances`. Its own service level is the usual one
-    of the first requests.
+    """Replay `arrivals` (in order of time) on a pool of `n_instances`. Its own service level is that of the
+    strictest quarter of the first requests.
 
     With `to_the_end` false it stops when the last of all tokens is due. Whatever is drawn later is late
     anyway, so the numbers of tokens and requests on time are the same, and a pool that is far too small need
@@ -196,7 +196,7 @@ def simulate(
     else:
         policies, pool_policy = policy(n_instances)
     host = HostFacts(hardware.host_cache_bytes, hardware.disk_bytes_per_s)
-    level = usual_level(arrivals)
+    level = level_for(arrivals)
     caches = [_warm_cache(market, hardware) for _ in range(-(-n_instances // hardware.instances_per_host))]
     instances = [
         Instance(
@@ -264,10 +264,15 @@ def _run_towards(
     return False
 
 
-def usual_level(arrivals: Sequence[Arrival]) -> ServiceLevel:
-    """The median of the first hundred requests, by TTFT."""
+def level_for(arrivals: Sequence[Arrival]) -> ServiceLevel:
+    """The service level of a pool for this traffic: what a quarter of the first hundred requests ask for, or
+    less, by TTFT.
+
+    By the median, loads were measured by batch requests as soon as these were in the majority, and models of
+    interactive ones were spread and moved as if nothing were asked of them.
+    """
     levels = sorted((a.request.service for a in arrivals[:101]), key=lambda s: (s.ttft_s, s.tpot_s))
-    return levels[len(levels) // 2] if levels else DEFAULT_LEVEL
+    return levels[len(levels) // 4] if levels else DEFAULT_LEVEL
 
 
 def _last_due_s(arrival: Arrival) -> float:

@@ -13,7 +13,7 @@ from tokenmux.core.request import Request, RequestId, ServiceLevel
 from tokenmux.scheduler.policy.registry import POLICIES, make_policies, make_policy
 from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.hardware import GB
-from tokenmux.simulator.scenario import Hardware, Market, market, paper_market, simulate
+from tokenmux.simulator.scenario import Hardware, Market, level_for, market, paper_market, simulate
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.shape import clipped
 from tokenmux.workload.trace import Arrival, arrivals
@@ -26,6 +26,17 @@ def workload(
     market = paper_market(names)
     trace = traffic(np.random.default_rng(0), dict.fromkeys(names, rate), duration_s)
     return market, arrivals(clipped(trace, 4096), market.max_context, service)
+
+
+def test_a_pool_has_the_level_of_the_strictest_quarter() -> None:
+    levels = [ServiceLevel(600.0, 2.0)] * 7 + [ServiceLevel(2.0, 0.05)] * 3
+    requests = [
+        Arrival(Request(RequestId(str(i)), ModelId("m"), 8, 8, float(i), level), 8)
+        for i, level in enumerate(levels)
+    ]
+    assert level_for(requests) == ServiceLevel(2.0, 0.05)
+    assert level_for(requests[:8]) == ServiceLevel(600.0, 2.0)
+    assert level_for([]) == ServiceLevel()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
