@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenmux.core.facts import ModelId
 from tokenmux.core.request import ServiceLevel
 from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.fluid import Flow, fluid_devices
@@ -62,7 +63,7 @@ class Part:
             name = f"model-{w.client}"
             if name in self.levels:
                 n_in, n_out = mean_lengths(lengths.get(w.client, lengths[""]))
-                facts = self.market.facts[name]  # type: ignore[index]
+                facts = self.market.facts[ModelId(name)]
                 flows.append(Flow(facts, w.rate_rps, n_in, n_out, self.levels[name]))
         return flows
 

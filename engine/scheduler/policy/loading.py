@@ -1,6 +1,5 @@
-"""What copy-in brings next, and who makes room for it.
-
-The rules are 2 and 3 of `tokenmux.scheduler.policy.slack`.
+"""What copy-in brings next, and which models make room for it: rules 2 and 3 of
+`tokenmux.scheduler.policy.slack`.
 """
 
 from tokenmux.core.phases import Residency
@@ -25,10 +24,11 @@ Poisson traffic of three seeds (78 models at 0.5 on 11 H100) 1.5 kept 96.5% of t
 
 
 def copy_in(view: InstanceView) -> Plan:
+    """What the copy-in channel does next, after what an operator wants off the device has left."""
     unwanted = eviction.unwanted(view)
     if unwanted:
         return Plan(at_once=unwanted)
-    return _page_in(view) or _activate(view) or IDLE
+    return _page_in(view) or _load_next(view) or IDLE
 
 
 def _page_in(view: InstanceView) -> Plan | None:
@@ -49,8 +49,8 @@ def _page_in(view: InstanceView) -> Plan | None:
     return None
 
 
-def _activate(view: InstanceView) -> Plan | None:
-    """Load the weights of the least-slack model; other models only if no request pays for it."""
+def _load_next(view: InstanceView) -> Plan | None:
+    """Load the least-slack model; what an operator wants loaded only while no live model is absent."""
     absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
         absent.sort(key=lambda model: model.deadline_s)
@@ -59,7 +59,7 @@ def _activate(view: InstanceView) -> Plan | None:
     for model_id in view.asked_models:
         model = view.models[model_id]
         if not model.n_live and model.wanted is not False and model.residency is Residency.HOST:
-            plan = _make_room(view, model)
+            plan = _load_weights(view, model)
             if plan is not None:
                 return plan
     return None
@@ -68,7 +68,7 @@ def _activate(view: InstanceView) -> Plan | None:
 def _load(view: InstanceView, model: ModelView) -> Plan | None:
     """Load the model's weights, but its KV before them if both find room: so its first steps hold all of its
     requests, and who misses a step needs one of its own later."""
-    plan = _make_room(view, model)
+    plan = _load_weights(view, model)
     if plan is None or not isinstance(plan.operation, Activate):
         return plan
     evicted = sum(view.models[e.model].facts.n_bytes for e in plan.at_once if isinstance(e, Evict))
@@ -84,8 +84,8 @@ def _bytes_to_load(view: InstanceView, model: ModelView) -> int:
     return model.facts.n_bytes + int(HEADROOM * view.device.arena_bytes)
 
 
-def _make_room(view: InstanceView, model: ModelView) -> Plan | None:
-    """Activate the model after the evictions that this takes. None if it must wait."""
+def _load_weights(view: InstanceView, model: ModelView) -> Plan | None:
+    """Load the weights after the evictions that this takes. None if they must wait."""
     need = _bytes_to_load(view, model)
     victims = _victims(view, model)
     evicted: list[ModelView] = []

@@ -1,6 +1,5 @@
-"""Whose turn it is to compute, what its step holds, and for how long no other model is asked.
-
-The rules are 1 of `tokenmux.scheduler.policy.slack`.
+"""Whose turn it is to compute, what its step holds, and for how long no other model is asked: rule 1 of
+`tokenmux.scheduler.policy.slack`.
 """
 
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ def is_runnable(model: ModelView) -> bool:
 
 
 def compute(view: InstanceView) -> Plan:
+    """The next step: of the most urgent model that can step, or of one whose oldest prompt may go first."""
     runnable = [model for model in view.resident_models.values() if is_runnable(model)]
     runnable.sort(key=lambda model: model.runnable_deadline_s)
     early = _early_prefill(view, runnable)

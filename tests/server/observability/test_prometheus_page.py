@@ -84,9 +84,9 @@ def test_the_dashboard_is_whole() -> None:
     assert {label for legend in legends for label in re.findall(r"\{\{(\w+)\}\}", legend)} <= known
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert set(variables) == {"datasource", "model"}
-    series, label = re.fullmatch(
-        r"label_values\((\w+), (\w+)\)", variables["model"]["query"]["query"]
-    ).groups()  # type: ignore[union-attr]
+    query = re.fullmatch(r"label_values\((\w+), (\w+)\)", variables["model"]["query"]["query"])
+    assert query is not None
+    series, label = query.groups()
     assert label in LABELS[series]
 
 
