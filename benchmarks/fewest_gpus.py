@@ -3,8 +3,9 @@ many remain under doubt.
 
 Step times are vLLM's in eager mode, as the paper's artifact measured them. The columns of doubt
 (`tokenmux.simulator.doubts`) add what was not measured: 5 ms for each switch of models, steps 10% slower
-beside a copy, a cost model that has to learn, 25 ms more for an activation, an arena of 64 of 80 GB, and all
-of these together (`_pessimistic`). `_steady` is Poisson traffic at the files' own effective rates, warm-up
+beside a copy, a cost model that has to learn, 25 ms more for an activation, an arena of 64 of 80 GB, all of
+these together (`_pessimistic`), and each by itself: empty hosts, prompts that are not cut, 10 us more for
+each KV block that is copied. `_steady` is Poisson traffic at the files' own effective rates, warm-up
 cut.
 
 TOKENMUX_DATA=... python -m benchmarks.fewest_gpus [--quick]
@@ -49,6 +50,7 @@ DOUBTS = (
     ("64 of 80 GB", Doubts(), CRAMPED_HARDWARE),
     ("hosts begin empty", Doubts(), Hardware(warm=False)),
     ("prompts whole", Doubts(), Hardware(cut_tokens=PREFILL_CHUNK_TOKENS["cuda"])),
+    ("10 us a block", Doubts(block_copy_s=10e-6), Hardware()),
     ("all of these", ALL_DOUBTS, CRAMPED_HARDWARE),
 )
 BEST_SPLIT = "aegaeon-best-split"

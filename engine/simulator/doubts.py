@@ -20,6 +20,8 @@ class Doubts:
     alone."""
     activation_s: float = 0.0
     """Seconds added to the copy of a model's weights."""
+    block_copy_s: float = 0.0
+    """Seconds added for each KV block that is paged in or out: each is a copy of its own."""
     learned: bool = False
     """The scheduler does not know how long steps and copies take: it starts from model and device facts
     and learns, as in a running engine."""

@@ -14,7 +14,15 @@ from tokenmux.core.cost import CostModel, burst_ends_s
 from tokenmux.core.event import SUPERSEDED, CopyDone, Resized, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import FinishReason, RequestId
-from tokenmux.core.started import Started, StartedActivation, StartedCompaction, StartedCopy, StartedStep
+from tokenmux.core.started import (
+    Started,
+    StartedActivation,
+    StartedCompaction,
+    StartedCopy,
+    StartedPageIn,
+    StartedPageOut,
+    StartedStep,
+)
 from tokenmux.scheduler.instance.instance import Instance
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.profiles import ProfiledCost
@@ -123,7 +131,12 @@ class VirtualDevice:
         if isinstance(started, StartedCompaction):
             return self._cost.move_s(started.n_bytes)
         seconds = self._cost.copy_s(started.channel, started.n_bytes)
-        return seconds + (self._doubts.activation_s if isinstance(started, StartedActivation) else 0.0)
+        match started:
+            case StartedActivation():
+                return seconds + self._doubts.activation_s
+            case StartedPageIn(paged=paged) | StartedPageOut(paged=paged):
+                return seconds + self._doubts.block_copy_s * sum(len(one.transfers) for one in paged)
+        return seconds
 
     def _expect(self, started: StartedStep, ends_s: tuple[float, ...]) -> None:
         self._step = (started, ends_s)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from benchmarks.workloads import steady
 from tokenmux.core.effects import CopyEnded, Effects, StepEnded
 from tokenmux.core.roofline_cost import RooflineCost
-from tokenmux.core.started import StartedActivation
+from tokenmux.core.started import StartedActivation, StartedPageIn, StartedPageOut
 from tokenmux.simulator.doubts import ALL_DOUBTS, SURE, Doubts
 from tokenmux.simulator.planner.named_models import parse_market
 from tokenmux.simulator.scenario import Outcome, simulate
@@ -82,6 +83,25 @@ def test_an_activation_takes_longer_than_its_copy() -> None:
 
     sure, doubtful = seconds(seen(SURE)), seconds(seen(Doubts(activation_s=0.025)))
     assert doubtful == pytest.approx([s + 0.025 for s in sure])
+
+
+def test_each_block_that_is_paged_costs_its_time() -> None:
+    copies: list[CopyEnded] = []
+
+    def note(_index: int, _at_s: float, effects: Effects) -> None:
+        copies.extend(effect for effect in effects if isinstance(effect, CopyEnded))
+
+    market, coming = steady(7, 0.457, 60.0)
+    outcome = simulate(market, coming, 1, on_effects=note, doubts=Doubts(block_copy_s=0.001))
+    (truth,) = outcome.simulator.truths
+    n_paged = {StartedPageIn: 0, StartedPageOut: 0}
+    for copy in copies:
+        if isinstance(started := copy.started, StartedPageIn | StartedPageOut):
+            n_blocks = sum(len(paged.transfers) for paged in started.paged)
+            usual_s = truth.copy_s(started.channel, started.n_bytes)
+            assert copy.done.at_s - started.at_s == pytest.approx(usual_s + 0.001 * n_blocks)
+            n_paged[type(started)] += n_blocks
+    assert min(n_paged.values()) > 100, "hardly anything was paged: this shows nothing"
 
 
 def test_a_scheduler_that_is_told_nothing_learns() -> None:
