@@ -7,11 +7,13 @@ generated traffic of the same rates and lengths is used, and the table says so.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from tokenmux.core.request import ServiceLevel
+from tokenmux.simulator.architectures import architecture
 from tokenmux.simulator.scenario import Market, paper_market
 from tokenmux.workload.generate import traffic
 from tokenmux.workload.published import first_appearances, read_paper, scale_as_artifact
@@ -58,6 +60,17 @@ def steady(
 
 def _fitting(trace: Trace, market: Market) -> Trace:
     return clipped(trace, min(market.max_context.values()))
+
+
+def with_real_kv(market: Market) -> Market:
+    """The same models with as many KV heads as they really have; the artifact counts one for each attention
+    head."""
+    kv_heads = {model: architecture(name).n_kv_heads for model, name in market.architectures.items()}
+    facts = {
+        model: replace(facts, kv=replace(facts.kv, n_kv_heads=kv_heads[model]))
+        for model, facts in market.facts.items()
+    }
+    return replace(market, facts=facts)
 
 
 def quick(arguments: Sequence[str]) -> bool:

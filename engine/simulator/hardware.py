@@ -41,8 +41,11 @@ HOST_COPY_BYTES_PER_S = 16e9
 DISK_BYTES_PER_S = 5e9
 """One NVMe drive read in sequence."""
 
-HOST_KV_BYTES_PER_DEVICE = 128 * GB
+HOST_KV_BYTES_PER_DEVICE = 64 * GB
 """Host memory for paged-out KV cache, per device."""
+
+HOST_CACHE_BYTES = 2000 * GB - 8 * HOST_KV_BYTES_PER_DEVICE
+"""Host memory for weights, per host: the paper's machines have 2 TB for eight devices."""
 
 CUT_TOKENS = 128
 """Simulated devices may compute a prompt in pieces of this many tokens, as vLLM's chunked prefill does: the

@@ -27,7 +27,7 @@ from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.hardware import (
     CUT_TOKENS,
     DISK_BYTES_PER_S,
-    GB,
+    HOST_CACHE_BYTES,
     HOST_COPY_BYTES_PER_S,
     HOST_KV_BYTES_PER_DEVICE,
     USABLE,
@@ -55,7 +55,7 @@ class Hardware:
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
     disk_bytes_per_s: float = DISK_BYTES_PER_S
     instances_per_host: int = 8
-    host_cache_bytes: int = 2000 * GB
+    host_cache_bytes: int = HOST_CACHE_BYTES
     slower: float = 1.0
     """Multiplies all step times."""
     host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE
