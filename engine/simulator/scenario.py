@@ -25,9 +25,9 @@ from tokenmux.scheduler.policy.registry import make_policies
 from tokenmux.simulator.architectures import Architecture, measured_as, paper_architecture
 from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.hardware import (
+    CACHE_BYTES_PER_HOST,
     CUT_TOKENS,
     DISK_BYTES_PER_S,
-    HOST_CACHE_BYTES,
     HOST_COPY_BYTES_PER_S,
     HOST_KV_BYTES_PER_DEVICE,
     USABLE,
@@ -55,7 +55,7 @@ class Hardware:
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
     disk_bytes_per_s: float = DISK_BYTES_PER_S
     instances_per_host: int = 8
-    host_cache_bytes: int = HOST_CACHE_BYTES
+    host_cache_bytes: int = CACHE_BYTES_PER_HOST
     slower: float = 1.0
     """Multiplies all step times."""
     host_kv_bytes: int = HOST_KV_BYTES_PER_DEVICE
