@@ -53,6 +53,7 @@ def cases() -> list[Case]:
             n_queued=1,
             n_running=2,
             n_paged_out=3,
+            n_tokens_overdue=4,
             counts=tuple(1000.5 + i * k for k in range(len(MODEL_TABLE.names))),
         )
         for i in range(80)

@@ -60,9 +60,7 @@ class ModelsView:
             "queue": lambda model: _count(model.n_queued),
             "away": lambda model: _count(model.n_paged_out),
             "tokens": lambda model: _count(model.n_tokens),
-            "on time": lambda model: (
-                f"{model.n_tokens_on_time / model.n_tokens:.0%}" if model.n_tokens else ""
-            ),
+            "on time": _on_time,
             "swaps": lambda model: _count(model.n_swaps),
             "per swap": lambda model: (
                 f"{1000 * model.swap_s / model.n_swaps:.0f} ms" if model.n_swaps else ""
@@ -92,6 +90,12 @@ class ModelsView:
         for model in self.models:
             if model.refusal:
                 yield shown_name(f"{model.name} is refused: {model.refusal}", "red")
+
+
+def _on_time(model: Model) -> str:
+    """Share of the tokens due so far that were on time: what is overdue counts before it is drawn."""
+    n_due = model.n_tokens + model.n_tokens_overdue
+    return f"{model.n_tokens_on_time / n_due:.0%}" if n_due else ""
 
 
 def _fitting(columns: dict[str, list[str]], width: int) -> dict[str, list[str]]:

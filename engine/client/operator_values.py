@@ -87,6 +87,7 @@ class Model:
     n_queued: int
     n_running: int
     n_paged_out: int
+    n_tokens_overdue: int
     n_swaps: int
     swap_bytes: int
     swap_s: float

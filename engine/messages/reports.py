@@ -72,6 +72,8 @@ class ModelStatus(Struct, frozen=True, array_like=True):
     n_queued: int
     n_running: int
     n_paged_out: int
+    n_tokens_overdue: int
+    """Tokens of live requests that are due and not drawn."""
     counts: Row
     """The counters of `counters.MODEL_TABLE`."""
     load_error: str = ""

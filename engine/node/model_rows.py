@@ -35,7 +35,7 @@ class ModelRows:
         """The single counters of each model's parts, and the row of their sum, when it was last made."""
 
     def rows(
-        self, instances: Instances, all_metrics: Sequence[Metrics], since_s: float
+        self, instances: Instances, all_metrics: Sequence[Metrics], now_s: float, since_s: float
     ) -> tuple[tuple[ModelStatus, ...], int]:
         """The rows, and how many models were asked for since then. `all_metrics` are those of removed devices
         too: totals never fall."""
@@ -58,9 +58,9 @@ class ModelRows:
             counts = self._sum(model, counters)
             refusal = self._refused.get(model, "")
             if model in parts:
-                rows.append(_row(model, parts[model], state.residency, counts, refusal))
+                rows.append(_row(model, parts[model], state.residency, counts, refusal, now_s))
             else:
-                rows.append(ModelStatus(model, state.residency, False, 0, 0, 0, counts, refusal))
+                rows.append(ModelStatus(model, state.residency, False, 0, 0, 0, 0, counts, refusal))
         return tuple(rows), n_used
 
     def _sum(self, model: ModelId, parts: Sequence[ModelCounters]) -> Row:
@@ -89,10 +89,15 @@ def _concerning(instance: Instance) -> AbstractSet[ModelId]:
 
 
 def _row(
-    model: ModelId, parts: Sequence[_Part], residency: Residency, counts: Row, refusal: str
+    model: ModelId,
+    parts: Sequence[_Part],
+    residency: Residency,
+    counts: Row,
+    refusal: str,
+    now_s: float,
 ) -> ModelStatus:
     """`parts` are the devices that the model concerns, `residency` where it is as seen from any other."""
-    n_queued = n_running = n_away = 0
+    n_queued = n_running = n_away = n_overdue = 0
     pinned = unload_asked = False
     load_error, resident_on = refusal, []
     nearest = _NEAR[residency]
@@ -100,6 +105,7 @@ def _row(
         n_running += n_stepping
         n_queued += len(state.waiting) + len(state.decoding) - n_stepping
         n_away += len(state.away)
+        n_overdue += sum(request.n_overdue(now_s) for request in state.requests())
         pinned = pinned or state.pinned
         unload_asked = unload_asked or state.wanted is False
         load_error = load_error or state.load_error
@@ -115,6 +121,7 @@ def _row(
         n_queued,
         n_running,
         n_away,
+        n_overdue,
         counts,
         load_error,
         unload_asked,

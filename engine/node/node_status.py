@@ -78,7 +78,7 @@ class StatusReporter:
     def _snapshot(self, now_s: float) -> NodeStatus:
         instances = {index: device.instance for index, device in self._devices.items()}
         all_metrics = [instance.metrics for instance in self._pool.instances]
-        models, n_used = self._models.rows(instances, all_metrics, now_s - DEDICATED_WINDOW_S)
+        models, n_used = self._models.rows(instances, all_metrics, now_s, now_s - DEDICATED_WINDOW_S)
         return NodeStatus(
             at_s=now_s,
             host_cache_bytes=self._cache.capacity,

@@ -80,6 +80,15 @@ def test_wide_numbers_cut_neither_a_name_nor_a_state(server: ServerThread, width
     assert max(map(len, (header, first, *rest))) <= width
 
 
+def test_what_is_overdue_counts_in_the_share_on_time(server: ServerThread) -> None:
+    server.do(server.post(node_status("letters")))
+    with Client(server.served.target) as client:
+        (letters,) = client.models.list()
+    console = Console(width=100, file=io.StringIO())
+    console.print(ModelsView((replace(letters, n_tokens=90, n_tokens_on_time=90, n_tokens_overdue=30),)))
+    assert "75%" in console.file.getvalue()
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_several_devices_are_shown_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
     gib = 1 << 30

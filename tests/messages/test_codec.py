@@ -81,7 +81,7 @@ COMMANDS_OF_EACH_KIND: list[Command] = [
     Shutdown(),
 ]
 COUNTS = (1, 2.0, 0, Durations((0, 3, 0), 0.5))
-STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, COUNTS, "gone", True, (InstanceId(2),))
+STATUS = ModelStatus(M, Residency.HOST, True, 1, 2, 3, 4, COUNTS, "gone", True, (InstanceId(2),))
 DEVICE_STATUS = DeviceStatus(
     InstanceId(2), "cpu", DeviceState.OUT, 1, 2, 3, COUNTS, M, None, (M,), 4, 5, "it broke", (M,)
 )

@@ -52,6 +52,7 @@ def asked_one_by_one(body: NodeOnVirtualTime, model: ModelId) -> ModelStatus:
         n_here - n_running,
         n_running,
         sum(len(state.away) for state in states.values()),
+        sum(one.n_overdue(body.clock.now_s()) for state in states.values() for one in state.requests()),
         MODEL_TABLE.row(summed(parts)),
         next((state.load_error for state in states.values() if state.load_error), ""),
         any(state.wanted is False for state in states.values()),
@@ -75,7 +76,7 @@ def test_rows_are_those_of_all_devices(
     def look() -> None:
         instances = {index: device.instance for index, device in body.node.devices.items()}
         metrics = [instance.metrics for instance in body.pool.instances]
-        told, n_used = rows.rows(instances, metrics, start_s)
+        told, n_used = rows.rows(instances, metrics, body.clock.now_s(), start_s)
         assert told == tuple(asked_one_by_one(body, model) for model in MODELS)
         assert n_used == len(
             {model for m in metrics for model, c in m.models.items() if c.last_asked_s >= start_s}

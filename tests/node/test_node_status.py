@@ -62,6 +62,26 @@ def test_counts_are_counts_whatever_is_cancelled_or_paused_in_mid_step(
         assert shown.refusal == ""
 
 
+def test_tokens_that_are_due_count_before_they_are_drawn() -> None:
+    """A model that gets no tokens has no late ones: by what was drawn all was well."""
+    body = node_with(16, n_output={"r": 300, "s": 300})
+    start_s = body.clock.now_s()
+    overdue: dict[float, int] = {}
+
+    def look() -> None:
+        report = reporter_of(body).report(at_once=True)
+        assert report is not None
+        overdue[body.clock.now_s() - start_s] = report.models[1].n_tokens_overdue
+
+    body.submit_at(request("r", A, start_s, 300))
+    body.submit_at(request("s", B, start_s, 300))
+    body.clock.call_at(start_s + 9, look)
+    body.clock.call_at(start_s + 12.05, look)  # loading the other model alone took 10 s
+    body.clock.run()
+    look()
+    assert list(overdue.values()) == [0, 21, 0]
+
+
 def before_the_answer(said: list[Report]) -> NodeStatus:
     """The last status that was told before the last answer."""
     last = max(i for i, message in enumerate(said) if isinstance(message, Acknowledged))

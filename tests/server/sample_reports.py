@@ -40,6 +40,7 @@ def node_status(
                 n_queued=1,
                 n_running=2,
                 n_paged_out=3,
+                n_tokens_overdue=14,
                 counts=MODEL_COUNTS,
                 resident_on=(FIRST_INSTANCE,),
             )

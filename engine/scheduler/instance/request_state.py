@@ -149,6 +149,15 @@ class RequestState:
     def device_bytes(self) -> int:
         return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
 
+    def n_overdue(self, now_s: float) -> int:
+        """Tokens that are due by now and not drawn: at most, since it may end before them. None while its
+        client does not read, or while a step that may draw them is in flight."""
+        late_s = now_s - self.deadline_s
+        if late_s <= 0 or self.in_step or self.is_paused or self.to_end:
+            return 0
+        asked = self.request
+        return int(min(asked.max_tokens - self.n_drawn, late_s / asked.service.tpot_s + 1))
+
     def history(self, at_s: float) -> RequestHistory:
         """What the request takes along if it leaves at `at_s`."""
         paused_s = 0.0 if self.paused_since_s is None else at_s - self.paused_since_s

@@ -68,6 +68,7 @@ def _whole_model(view: ShownModel) -> models_pb2.Model:
                 n_queued=status.n_queued,
                 n_running=status.n_running,
                 n_paged_out=status.n_paged_out,
+                n_tokens_overdue=status.n_tokens_overdue,
                 instances=status.resident_on,
                 **MODEL_TABLE.named(status.counts),
             )

@@ -123,6 +123,11 @@ REQUEST_FAMILIES = (
 )
 
 TOKEN_FAMILIES = (
+    _now(
+        "num_tokens_overdue",
+        "Tokens of live requests that are due and not drawn, at most: a request may end before them.",
+        lambda now: now.n_tokens_overdue,
+    ),
     _service("prompt_tokens_total", "n_prompt_tokens"),
     _service("generation_tokens_total", "n_tokens"),
     _service("generation_tokens_on_time_total", "n_tokens_on_time"),

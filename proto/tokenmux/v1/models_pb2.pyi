@@ -33,7 +33,7 @@ VIEW_BASIC: View
 VIEW_FULL: View
 
 class Model(_message.Message):
-    __slots__ = ("name", "residency", "pinned", "refusal", "weight_bytes", "kv_bytes_per_token", "n_parameters", "max_context", "vocab_size", "n_queued", "n_running", "n_paged_out", "n_swaps", "swap_bytes", "swap_s", "swap_exposed_s", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "compute_s", "service", "n_swaps_first", "n_swaps_again", "n_swaps_operator", "n_swaps_ahead", "instances")
+    __slots__ = ("name", "residency", "pinned", "refusal", "weight_bytes", "kv_bytes_per_token", "n_parameters", "max_context", "vocab_size", "n_queued", "n_running", "n_paged_out", "n_swaps", "swap_bytes", "swap_s", "swap_exposed_s", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "compute_s", "service", "n_swaps_first", "n_swaps_again", "n_swaps_operator", "n_swaps_ahead", "instances", "n_tokens_overdue")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RESIDENCY_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class Model(_message.Message):
     N_SWAPS_OPERATOR_FIELD_NUMBER: _ClassVar[int]
     N_SWAPS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    N_TOKENS_OVERDUE_FIELD_NUMBER: _ClassVar[int]
     name: str
     residency: Residency
     pinned: bool
@@ -86,7 +87,8 @@ class Model(_message.Message):
     n_swaps_operator: int
     n_swaps_ahead: int
     instances: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[ServiceTotals, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ...) -> None: ...
+    n_tokens_overdue: int
+    def __init__(self, name: _Optional[str] = ..., residency: _Optional[_Union[Residency, str]] = ..., pinned: _Optional[bool] = ..., refusal: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., n_parameters: _Optional[int] = ..., max_context: _Optional[int] = ..., vocab_size: _Optional[int] = ..., n_queued: _Optional[int] = ..., n_running: _Optional[int] = ..., n_paged_out: _Optional[int] = ..., n_swaps: _Optional[int] = ..., swap_bytes: _Optional[int] = ..., swap_s: _Optional[float] = ..., swap_exposed_s: _Optional[float] = ..., n_prompt_tokens: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_tokens_on_time: _Optional[int] = ..., compute_s: _Optional[float] = ..., service: _Optional[_Union[ServiceTotals, _Mapping]] = ..., n_swaps_first: _Optional[int] = ..., n_swaps_again: _Optional[int] = ..., n_swaps_operator: _Optional[int] = ..., n_swaps_ahead: _Optional[int] = ..., instances: _Optional[_Iterable[int]] = ..., n_tokens_overdue: _Optional[int] = ...) -> None: ...
 
 class ServiceTotals(_message.Message):
     __slots__ = ("n_requests", "n_requests_on_time", "n_requests_failed", "n_prompt_tokens", "n_tokens", "n_tokens_on_time", "artifact_attainment", "gpu_s", "ttft", "tpot", "gaps", "n_prefix_hits", "n_cached_prompt_tokens")

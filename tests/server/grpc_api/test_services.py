@@ -350,7 +350,7 @@ async def test_models_are_listed_with_what_the_node_says(served: Served) -> None
     assert model == models_pb2.Model(
         name="letters", residency=models_pb2.RESIDENCY_RESIDENT, weight_bytes=1000, kv_bytes_per_token=64,
         n_parameters=500, max_context=CONTEXT, vocab_size=VOCAB, n_queued=1, n_running=2, n_paged_out=3,
-        n_swaps=4,
+        n_tokens_overdue=14, n_swaps=4,
         swap_bytes=5, swap_s=6, swap_exposed_s=7, n_tokens=8, n_tokens_on_time=9, n_prompt_tokens=10,
         compute_s=11,
         n_swaps_first=51, n_swaps_again=52, n_swaps_operator=53, n_swaps_ahead=54, instances=[0],

@@ -93,6 +93,7 @@ def test_figures_are_those_of_their_sources() -> None:
     assert samples["num_requests_running", ("letters",)] == 2
     assert samples["num_requests_waiting", ("letters",)] == 1
     assert samples["num_requests_paged_out", ("digits",)] == 3
+    assert samples["num_tokens_overdue", ("digits",)] == 14
     assert samples["generation_tokens_total", ("letters",)] == 104
     assert samples["generation_tokens_total", ("digits",)] == 204
     assert samples["generation_tokens_total", ("odd",)] == 0
