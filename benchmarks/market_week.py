@@ -199,7 +199,7 @@ def _parts(clients: Sequence[str]) -> list[Part]:
     order = np.random.default_rng(7).permutation(len(clients))
     kinds = {f"model-{clients[i]}": palette[place % len(palette)] for place, i in enumerate(order)}
     parts = []
-    for is_large, hardware in ((False, Hardware()), (True, Hardware(n_devices=4, instances_per_host=2))):
+    for is_large, hardware in ((False, Hardware()), (True, Hardware(n_devices=4))):
         own = {name: kind for name, kind in kinds.items() if (kind == "qwen2.5-72b") == is_large}
         made = market({name: architecture(kind) for name, kind in own.items()})
         copy_s = {

@@ -9,6 +9,7 @@ from rich.console import Console
 from tokenmux.cli.output_file import write_output
 from tokenmux.cli.remote import connected
 from tokenmux.cli.safe_text import safe, shown_name
+from tokenmux.cli.size_argument import memory_size, speed
 
 
 def plan_command(
@@ -46,6 +47,21 @@ def plan_command(
     slower: Annotated[
         float, typer.Option(min=0.01, max=100.0, metavar="FACTOR", help="Multiplies all step times.")
     ] = 1.0,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of each host of eight GPUs, for weights and paged-out KV. Default: 2TB.",
+        ),
+    ] = None,
+    copy_speed: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes per second from host memory to a GPU. Default: 16GB."),
+    ] = None,
+    disk_speed: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Bytes per second that a host reads from disk. Default: 5GB."),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Traffic to plan for, JSONL or CSV. Default: generated (Poisson)."),
@@ -122,11 +138,18 @@ def plan_command(
 
     errors = Console(stderr=True)
     known_gpu(gpu)  # refused now, before a server is asked
+    hardware = Hardware(
+        gpu=gpu, n_devices=group, slower=slower, steps=read_steps(steps) if steps is not None else ()
+    )
+    if host_memory is not None:
+        hardware = hardware.with_host_memory(memory_size(host_memory))
+    if copy_speed is not None:
+        hardware = replace(hardware, copy_bytes_per_s=float(speed(copy_speed)))
+    if disk_speed is not None:
+        hardware = replace(hardware, disk_bytes_per_s=float(speed(disk_speed)))
     question = Question(
         models or (),
-        Hardware(
-            gpu=gpu, n_devices=group, slower=slower, steps=read_steps(steps) if steps is not None else ()
-        ),
+        hardware,
         trace,
         rate,
         duration,

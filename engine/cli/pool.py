@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenmux.cli.output_file import write_output
 from tokenmux.cli.remote import connected
 from tokenmux.cli.shared_options import JsonOption
+from tokenmux.cli.size_argument import memory_size
 from tokenmux.core.errors import ConfigError
 
 pool_app = typer.Typer(help="Show, trace and change a running pool.", no_args_is_help=True)
@@ -79,7 +80,7 @@ def pool_add_command(
     ] = None,
 ) -> None:
     """Add a device. Returns when it serves. Lasts until the server restarts with its pool.yaml."""
-    arena_bytes = 0 if arena is None else _size(arena)
+    arena_bytes = 0 if arena is None else memory_size(arena)
     with connected(ctx) as client, _waiting("starting the device"):
         instance = client.pool.add_device(kind, arena_bytes=arena_bytes, gpu=gpu, paged_kv=paged_kv)
     typer.echo(f"device {instance} serves")
@@ -123,24 +124,11 @@ def pool_resize_command(
     """
     from tokenmux.core.sizes import show_size
 
-    arena_bytes = _size(size)
+    arena_bytes = memory_size(size)
     with connected(ctx) as client, _waiting("waiting for running operations"):
         resized = client.pool.resize(arena_bytes, device)
     which = "the pool" if device is None else f"device {device}"
     typer.echo(f"{which} has {show_size(resized)} of device memory")
-
-
-def _size(text: str) -> int:
-    """A size in bytes that a message can hold. Raises ConfigError."""
-    from tokenmux.core.sizes import parse_size
-
-    try:
-        n_bytes = parse_size(text)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if not 0 < n_bytes < 1 << 63:
-        raise ConfigError(f"{text} is not a valid size of memory: it must be more than 0 and less than 8 EiB")
-    return n_bytes
 
 
 @contextmanager

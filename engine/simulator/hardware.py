@@ -44,7 +44,9 @@ DISK_BYTES_PER_S = 5e9
 HOST_KV_BYTES_PER_DEVICE = 64 * GB
 """Host memory for paged-out KV cache, per device."""
 
-CACHE_BYTES_PER_HOST = 2000 * GB - 8 * HOST_KV_BYTES_PER_DEVICE
+DEVICES_PER_HOST = 8
+
+CACHE_BYTES_PER_HOST = 2000 * GB - DEVICES_PER_HOST * HOST_KV_BYTES_PER_DEVICE
 """Host memory for weights, per host: the paper's machines have 2 TB for eight devices."""
 
 CUT_TOKENS = 128

@@ -27,7 +27,9 @@ from tokenmux.simulator.doubts import SURE, Doubts
 from tokenmux.simulator.hardware import (
     CACHE_BYTES_PER_HOST,
     CUT_TOKENS,
+    DEVICES_PER_HOST,
     DISK_BYTES_PER_S,
+    GB,
     HOST_COPY_BYTES_PER_S,
     HOST_KV_BYTES_PER_DEVICE,
     USABLE,
@@ -54,7 +56,7 @@ class Hardware:
     """Devices per instance: more than one form a tensor-parallel group."""
     copy_bytes_per_s: float = HOST_COPY_BYTES_PER_S
     disk_bytes_per_s: float = DISK_BYTES_PER_S
-    instances_per_host: int = 8
+    devices_per_host: int = DEVICES_PER_HOST
     host_cache_bytes: int = CACHE_BYTES_PER_HOST
     slower: float = 1.0
     """Multiplies all step times."""
@@ -68,6 +70,26 @@ class Hardware:
     """Where prompts may be cut beside decode rows; that of a whole chunk for never."""
     steps: StepFits = ()
     """Step times that count instead of the measured ones, by model or architecture."""
+
+    @property
+    def instances_per_host(self) -> int:
+        return max(1, self.devices_per_host // self.n_devices)
+
+    def with_host_memory(self, n_bytes: int) -> "Hardware":
+        """The same with this much memory in each host, of which paged-out KV gets as large a share as by
+        default."""
+        usual_kv_bytes = DEVICES_PER_HOST * HOST_KV_BYTES_PER_DEVICE
+        kv_bytes = n_bytes * usual_kv_bytes // (CACHE_BYTES_PER_HOST + usual_kv_bytes)
+        per_device = kv_bytes // self.devices_per_host
+        cache_bytes = n_bytes - self.devices_per_host * per_device
+        return replace(self, host_kv_bytes=per_device, host_cache_bytes=cache_bytes)
+
+    def hosts_sentence(self) -> str:
+        """What is assumed of the hosts, for people."""
+        n_devices = self.instances_per_host * self.n_devices
+        memory = (self.host_cache_bytes + n_devices * self.host_kv_bytes) / GB
+        copies, disk = self.copy_bytes_per_s / GB, self.disk_bytes_per_s / GB
+        return f"Hosts: {memory:g} GB for {n_devices} GPUs; {copies:g} GB/s to each, {disk:g} GB/s from disk."
 
     def of(self, index: int) -> "Hardware":
         """That of one instance alone."""

@@ -150,3 +150,26 @@ def test_a_simulating_process_does_not_outlive_its_parent(tmp_path: Path) -> Non
     child = int(subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, check=False).stdout)
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(child).wait(timeout=30)
+
+
+def test_a_plan_says_and_is_told_what_its_hosts_are_like() -> None:
+    asked = ("plan", "qwen2.5-7b", "--no-compare", "--duration", "20")
+    assert "Hosts: 2000 GB for 8 GPUs; 16 GB/s to each, 5 GB/s from disk." in run(*asked).stdout
+    told = run(*asked, "--host-memory", "512GB", "--copy-speed", "50GB", "--disk-speed", "7GB", "--json")
+    hardware = json.loads(told.stdout)["hardware"]
+    assert hardware["host_cache_bytes"] + 8 * hardware["host_kv_bytes"] == 512 * 10**9
+    assert hardware["host_kv_bytes"] == pytest.approx(512e9 * 0.256 / 8)
+    assert (hardware["copy_bytes_per_s"], hardware["disk_bytes_per_s"]) == (50e9, 7e9)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "status", "reason"),
+    [
+        ("--host-memory", "10GB", 1, "raise host.cache (of a plan: --host-memory)"),
+        ("--host-memory", "much", 2, "'much' is not a size"),
+        ("--copy-speed", "3", 2, "3 per second is not a valid speed: it must be 1MB to 100TB"),
+        ("--disk-speed", "101TB", 2, "101TB per second is not a valid speed"),
+    ],
+)
+def test_hosts_that_cannot_be_are_refused(option: str, value: str, status: int, reason: str) -> None:
+    assert reason in refused(run("plan", "qwen2.5-7b", option, value), status)

@@ -38,7 +38,7 @@ from tokenmux.simulator.hardware import GB
 from tokenmux.simulator.scenario import Hardware, simulate
 
 AS_USUAL = Hardware()
-SMALL_CACHE = Hardware(host_cache_bytes=150 * GB, instances_per_host=2)
+SMALL_CACHE = Hardware(host_cache_bytes=150 * GB, devices_per_host=2)
 SMALL_MEMORY = Hardware(host_kv_bytes=GB, usable=0.6)
 
 

@@ -194,3 +194,9 @@ def test_instances_that_share_a_tiny_host_cache_all_get_their_fetches(seed: int)
     requests = arrivals(clipped(trace, 4096), made.max_context)
     outcome = simulate(made, requests, 6, "slack", Hardware(host_cache_bytes=70 * GB))
     assert outcome.summary().n_tokens == sum(a.n_output for a in requests)
+
+
+def test_a_host_has_eight_devices_whatever_instances_they_form() -> None:
+    assert [Hardware(n_devices=n).instances_per_host for n in (1, 2, 3, 4, 8, 16)] == [8, 4, 2, 2, 1, 1]
+    usual = Hardware()
+    assert usual.with_host_memory(2000 * GB) == usual

@@ -57,7 +57,7 @@ def _answer(plan: CapacityPlan) -> str:
     keep = "device keeps" if devices == 1 else "devices keep"
     return (
         f"<p>{what}: <b>{devices} {keep}</b> {answer.summary.tokens_on_time:.2%} of tokens on time "
-        f"(goal {plan.goal:.1%}). Limited by {plan.limit(OURS)}.</p>"
+        f"(goal {plan.goal:.1%}). Limited by {plan.limit(OURS)}. {escape(plan.hardware.hosts_sentence())}</p>"
     )
 
 

@@ -19,6 +19,7 @@ def print_plan(
     source = "from a file" if hardware.steps else "vLLM's in eager mode (the Aegaeon artifact's measurements)"
     times = "" if hardware.slower == 1.0 else f", times {hardware.slower:g}"
     console.print(f"Step times: {source}{times}.", style="dim", highlight=False)
+    console.print(hardware.hosts_sentence(), style="dim", highlight=False)
     titles = ("policy", plan.hardware.gpu, "slack saves", "limited by")
     answer = _table("Fewest devices", *titles, *(("$/M tokens", "Wh/M tokens") if with_cost else ()))
     for policy in plan.fewest:
