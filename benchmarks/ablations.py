@@ -12,7 +12,7 @@ from benchmarks.report import finish, table
 from benchmarks.workloads import paper_file, quick
 from tokenmux.scheduler.policy import loading, turns
 from tokenmux.scheduler.policy.instance_policy import InstancePolicy
-from tokenmux.scheduler.policy.pool import placement
+from tokenmux.scheduler.policy.pool import placement, rebalancing
 from tokenmux.scheduler.policy.pool.placement import LeastLoaded
 from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy
 from tokenmux.scheduler.policy.slack import SlackPolicy
@@ -28,7 +28,7 @@ CASES: dict[str, tuple[object, str, float]] = {
     "eviction margin of 8 copies": (loading, "EVICTION_MARGIN_COPIES", 8.0),
     "models stay on one instance": (placement, "CROWDED", 1e9),
     "the last room is never taken": (loading, "LAST_TO_GO_COPIES", 1e9),
-    "moves for any gain": (placement, "MOVE_GAIN", 0.0),
+    "moves for any gain": (rebalancing, "MOVE_GAIN", 0.0),
     "balance looked at every 5 s": (placement, "REBALANCE_TTFTS", 0.5),
 }
 
