@@ -21,4 +21,7 @@ def load_model_config(folder: Path, *, trust_remote_code: bool = False) -> PreTr
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
+        # Which code computes attention and experts is not the model's to say, and it may not be installed.
+        config._attn_implementation = None
+        config._experts_implementation = None
     return config
