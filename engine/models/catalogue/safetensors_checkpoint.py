@@ -16,6 +16,7 @@ from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.models.atomic_files import check_regular
 from tokenmux.models.catalogue.config_limits import check_counts
 from tokenmux.models.catalogue.quantised_checkpoints import refuse_packed, refuse_quantised
+from tokenmux.models.config_file import read_model_config
 from tokenmux.models.json_files import read_object
 from tokenmux.models.weights.image import DTYPES
 from tokenmux.models.weights.manifest import ITEM_BYTES, TensorEntry, check_entry
@@ -55,7 +56,7 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
         raise BadCheckpoint(f"{folder}: config.json is a folder, not a file")
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(f"{folder}: config.json is missing{_hint(folder)}")
-    config = read_object(folder / "config.json")
+    config = read_model_config(folder)
     refuse_quantised(folder, config)
     files = _read_files(folder, config.get("transformers_weights"))
     check_counts(folder / "config.json", config, sum(len(file.tensors) for file in files))

@@ -387,6 +387,29 @@ def test_absurd_counts_are_refused_before_anything_is_built(checkpoint: Path, ke
         find_weights(checkpoint)
 
 
+def test_a_tower_of_layers_is_refused_though_it_has_tensors(tmp_path: Path, checkpoint: Path) -> None:
+    names = [f"model.layers.{number}.input_layernorm.weight" for number in range(3000)]
+    write_header(checkpoint / WEIGHTS, {name: tensor(0, 0, [0]) for name in names}, b"")
+    change_config(checkpoint, num_hidden_layers=3000)
+    with pytest.raises(BadCheckpoint, match="num_hidden_layers is 3000, and models have at most 1024 layers"):
+        find_weights(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"eos_token_id": [7] * 3_000_000}, "bytes, and a config"),
+    ],
+)
+def test_configs_that_would_keep_transformers_busy_are_refused(
+    checkpoint: Path, change: dict[str, Any], said: str
+) -> None:
+    change_config(checkpoint, **change)
+    with pytest.raises(BadCheckpoint, match=rf"config\.json: .*{said}"):
+        find_weights(checkpoint)
+
+
 def test_absurd_sizes_are_refused_before_they_are_built(
     catalogue: Catalogue, checkpoint: Path, families: dict[str, Path]
 ) -> None:
