@@ -14,8 +14,11 @@ from tokenmux.models.foreign_errors import first_line, foreign_errors_as
 
 _BUILT_ONE_BY_ONE = ("layer", "expert")
 """Keys with these words in them count things that are built in a loop."""
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _COUNTED = 4096
 """More layers or experts than this must show in the number of tensors."""
+MOST_LAYERS = 1024
+"""Layers are built one by one, several times. The deepest models have some 130."""
 _WEIGHTS_PER_BYTE = 4
 """The densest format that can be read has two."""
 _PROBED_BYTES = 1 << 30
@@ -31,9 +34,9 @@ def check_counts(path: Path, config: Mapping[str, Any], n_tensors: int) -> None:
     for key, value in (item for part in parts for item in part.items()):
         if not isinstance(value, int) or not any(word in key for word in _BUILT_ONE_BY_ONE):
             continue
-        if value > max(n_tensors, _COUNTED) or (
-            key in ("num_hidden_layers", "n_layer") and value > n_tensors
-        ):
+        if key in _LAYERS and MOST_LAYERS < value <= n_tensors:
+            raise BadCheckpoint(f"{path}: {key} is {value}, and models have at most {MOST_LAYERS} layers")
+        if value > max(n_tensors, _COUNTED) or (key in _LAYERS and value > n_tensors):
             raise BadCheckpoint(f"{path}: {key} is {value}, but the checkpoint has {n_tensors} tensors")
 
 

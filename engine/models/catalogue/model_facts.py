@@ -1,13 +1,17 @@
 """What scheduling and memory need to know about a model, read from its config and its weight image."""
 
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.facts import BLOCK_TOKENS, KvShape, ModelFacts, ModelId
 from tokenmux.models.catalogue.fact_limits import check_facts
+from tokenmux.models.network.shape_run import ShapeRun, run_for_shapes
 from tokenmux.models.weights.image import DTYPES
 from tokenmux.models.weights.manifest import Manifest
 
@@ -23,7 +27,7 @@ def model_facts(
     facts = ModelFacts(
         id=ModelId(name),
         images=(manifest.image_of(name),),
-        kv=kv_shape(config, DTYPES[manifest.dtype], block_size),
+        kv=kv_shape_of(model, DTYPES[manifest.dtype], block_size),
         max_context=max_context(config),
         n_parameters=active_parameters(model),
         vocab_size=int(config.vocab_size),
@@ -31,9 +35,38 @@ def model_facts(
     return check_facts(facts)
 
 
+def kv_shape_of(model: PreTrainedModel, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
+    """The shape of a model's KV blocks, by what its layers pass to attention: a config may have keys that
+    the model does not read, such as `head_dim`. A model that cannot run for shapes alone has the shape that
+    its config says.
+
+    Raises UnsupportedModel if layers differ.
+    """
+    by_config = kv_shape(model.config.get_text_config(), dtype, block_size)
+    run = shape_run_of(model)
+    return by_config if run is None or not run.calls else _heard_shape(run, by_config)
+
+
+def shape_run_of(model: PreTrainedModel) -> ShapeRun | None:
+    """The shapes of an empty model, which is kept as it is; None if it cannot run for shapes alone."""
+    try:
+        return run_for_shapes(deepcopy(model))
+    except Exception:  # noqa: BLE001 - modelling code is foreign, and raises what it likes
+        return None
+
+
+def _heard_shape(run: ShapeRun, by_config: KvShape) -> KvShape:
+    shapes = {(call.n_kv_heads, call.head_dim, call.value_dim) for call in run.calls.values()}
+    if len(shapes) > 1:
+        raise UnsupportedModel("its layers have keys of different numbers or widths, which is not supported")
+    ((n_kv_heads, head_dim, value_dim),) = shapes
+    if head_dim != value_dim:
+        raise UnsupportedModel(f"its values are {value_dim} numbers wide and its keys {head_dim}")
+    return replace(by_config, n_kv_heads=n_kv_heads, head_dim=head_dim)
+
+
 def kv_shape(config: PreTrainedConfig, dtype: torch.dtype, block_size: int = BLOCK_TOKENS) -> KvShape:
-    """The shape of a model's KV blocks. The probe checks it against what the model really passes to
-    attention."""
+    """The shape of a model's KV blocks as its config says."""
     n_heads = int(config.num_attention_heads)
     n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // n_heads)

@@ -5,6 +5,9 @@ function: some do not pass the step on, some keep state beside the KV cache, som
 does not see. The probe shrinks the model's config, fills it with random weights, serves two ragged requests
 (a prompt in two cells, then decoding, in blocks that held NaN) and compares with transformers' eager
 attention, each request alone. A model that disagrees is refused with the reason.
+
+What shrinking hides, a run for shapes alone shows: sizes that do not fit each other, layers of a kind that
+the small model lacks.
 """
 
 from collections.abc import Mapping
@@ -17,12 +20,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from tokenmux.core.errors import UnsupportedModel
 from tokenmux.core.sizes import round_up
 from tokenmux.models.catalogue.config_limits import check_buildable
-from tokenmux.models.catalogue.model_facts import kv_shape
+from tokenmux.models.catalogue.model_facts import kv_shape_of, shape_run_of
 from tokenmux.models.foreign_errors import first_line
 from tokenmux.models.network.attention import ATTENTION_NAME
 from tokenmux.models.network.batch import Segment
 from tokenmux.models.network.runner import Runner
-from tokenmux.models.network.skeleton import Skeleton, state_names
+from tokenmux.models.network.shape_run import run_for_shapes
+from tokenmux.models.network.skeleton import Skeleton, empty_model, state_names
 from tokenmux.models.transformers_log import quiet_transformers
 from tokenmux.models.weights.image import DTYPE_NAMES
 from tokenmux.models.weights.manifest import TENSOR_ALIGNMENT, Manifest, TensorEntry
@@ -50,6 +54,7 @@ def probe(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> None:
             small = shrunk(config)
             check_buildable(small, trust_remote_code=trust_remote_code)
             _compare(small, trust_remote_code)
+            _check_real_sizes(config, small, trust_remote_code)
     except MemoryError:
         raise
     except Exception as error:
@@ -163,8 +168,8 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
                 parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
     weights, manifest = image_in_memory(state_names(eager), torch.float32)
     skeleton = Skeleton(config, manifest, trust_remote_code=trust_remote_code)
+    shape = kv_shape_of(skeleton.model, torch.float32, _BLOCK)
     skeleton.bind(weights)
-    shape = kv_shape(config, torch.float32, _BLOCK)
     runner = Runner(skeleton, shape, prefill_chunk_tokens=_GRID)
     n_blocks = shape.blocks_for(max(_PROMPTS) + _N_DECODED)
     arena = torch.full((2 * n_blocks * shape.block_bytes,), 0xFF, dtype=torch.uint8)
@@ -199,6 +204,29 @@ def _compare(config: PreTrainedConfig, trust_remote_code: bool) -> None:
         if not error < _TOLERANCE:
             raise UnsupportedModel(
                 f"its logits differ from transformers' eager attention (relative error {error:.2g})"
+            )
+
+
+def _check_real_sizes(config: PreTrainedConfig, small: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """Run the model with its own sizes, for shapes alone. Raises UnsupportedModel."""
+
+    def empty(of: PreTrainedConfig) -> PreTrainedModel:
+        return empty_model(of, torch.float32, trust_remote_code=trust_remote_code)
+
+    if shape_run_of(empty(small)) is None:
+        return  # it reads values, which says nothing about sizes
+    try:
+        calls = run_for_shapes(empty(config)).calls
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the sizes in config.json do not fit each other ({first_line(error)}): correct them"
+        ) from error
+    if silent := sorted(set(range(config.num_hidden_layers)) - calls.keys()):
+        raise UnsupportedModel(f"layers {silent[:10]} do not call the attention function")
+    for layer, call in calls.items():
+        if call.window is not None and call.window < 1:
+            raise UnsupportedModel(
+                f"layer {layer} has a sliding window of {call.window}: correct config.json"
             )
 
 

@@ -6,6 +6,7 @@ only headers and sizes; a file that is cut off or lacks tensors is found before 
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.models.atomic_files import check_regular
 from tokenmux.models.catalogue.config_limits import check_counts
 from tokenmux.models.catalogue.quantised_checkpoints import refuse_packed, refuse_quantised
+from tokenmux.models.config_file import read_model_config
 from tokenmux.models.json_files import read_object
 from tokenmux.models.weights.image import DTYPES
 from tokenmux.models.weights.manifest import ITEM_BYTES, TensorEntry, check_entry
 
-_INDEX = "model.safetensors.index.json"
+_INDEX_ENDING = "safetensors.index.json"
+_INDEX = f"model.{_INDEX_ENDING}"
 _SINGLE = "model.safetensors"
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LARGEST_HEADER = 100 << 20
@@ -53,9 +56,9 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
         raise BadCheckpoint(f"{folder}: config.json is a folder, not a file")
     if not (folder / "config.json").is_file():
         raise BadCheckpoint(f"{folder}: config.json is missing{_hint(folder)}")
-    config = read_object(folder / "config.json")
+    config = read_model_config(folder)
     refuse_quantised(folder, config)
-    files = _read_files(folder)
+    files = _read_files(folder, config.get("transformers_weights"))
     check_counts(folder / "config.json", config, sum(len(file.tensors) for file in files))
     if not config.get("quantization_config"):
         for file in files:
@@ -63,12 +66,15 @@ def find_weights(folder: Path) -> tuple[SafetensorsFile, ...]:
     return files
 
 
-def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
+def _read_files(folder: Path, named: object) -> tuple[SafetensorsFile, ...]:
+    """Read the headers. `named` is the file that config.json names, None if it leaves that open."""
     # In the order of transformers, which loads what cannot be used in place.
+    if named is not None:
+        return _read_named(folder, named)
     if (folder / _SINGLE).is_file():
         return (read_safetensors(folder / _SINGLE),)
     if (folder / _INDEX).is_file():
-        return _read_shards(folder)
+        return _read_shards(folder / _INDEX)
     found = sorted(p for p in folder.glob("*.safetensors") if p.name != _ADAPTER)
     if len(found) == 1:
         return (read_safetensors(found[0]),)
@@ -81,6 +87,19 @@ def _read_files(folder: Path) -> tuple[SafetensorsFile, ...]:
             "convert it to safetensors"
         )
     raise BadCheckpoint(f"{folder}: no weights ({_SINGLE} or {_INDEX}){_hint(folder)}")
+
+
+def _read_named(folder: Path, named: object) -> tuple[SafetensorsFile, ...]:
+    said = f"{folder / 'config.json'}: transformers_weights is {named!r:.80}"
+    if not isinstance(named, str) or not named.endswith((".safetensors", f".{_INDEX_ENDING}")):
+        raise BadCheckpoint(f"{said}, not the name of a safetensors file or of an index of several")
+    if Path(named).name != named or "\0" in named:
+        raise BadCheckpoint(f"{said}, which is not a file of this folder")
+    if not (folder / named).is_file():
+        raise BadCheckpoint(f"{said}, and there is no such file")
+    if named.endswith(_INDEX_ENDING):
+        return _read_shards(folder / named)
+    return (read_safetensors(folder / named),)
 
 
 def _hint(folder: Path) -> str:
@@ -141,8 +160,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError if a name occurs twice: readers differ in which one they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{twice!r} occurs in it twice")
     return found
 
@@ -169,16 +187,20 @@ def _entries(path: Path, header: Any) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _read_shards(folder: Path) -> tuple[SafetensorsFile, ...]:
-    index = folder / _INDEX
+def _read_shards(index: Path) -> tuple[SafetensorsFile, ...]:
+    folder = index.parent
     try:
-        file_of: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        document = json.loads(index.read_bytes())
+        file_of: dict[str, str] = document["weight_map"]
         names = sorted(set(file_of.values()))
         paths = [Path(name) for name in names]
     except OSError as error:
         raise BadCheckpoint(f"{index}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadCheckpoint(f"{index}: damaged ({error!r})") from None
+    if not isinstance(document.get("metadata"), dict):
+        # transformers, which loads shards, fails without it.
+        raise BadCheckpoint(f'{index}: add an object "metadata" to it, which may be empty')
     for name, path in zip(names, paths, strict=True):
         if path.name != name or "\0" in name:
             raise BadCheckpoint(f"{index}: names {name}, which is not a file of this folder")

@@ -74,10 +74,7 @@ class Skeleton:
         trust_remote_code: bool = False,
     ) -> None:
         self.model = empty_model(config, DTYPES[manifest.dtype], trust_remote_code=trust_remote_code)
-        self.step_holder = attention.StepHolder()
-        for module in self.model.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, attention.HOLDER, self.step_holder)
+        self.step_holder = hold_step(self.model)
         self.n_bytes = manifest.n_bytes
         self._bindings = _match(self.model, manifest)
         if packed:
@@ -164,6 +161,15 @@ def empty_model(
         model.config.pad_token_id = None
     model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def hold_step(model: PreTrainedModel) -> attention.StepHolder:
+    """Give all layers of `model` one holder of the step, for those that do not hand it on. Returns it."""
+    holder = attention.StepHolder()
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            setattr(module, attention.HOLDER, holder)
+    return holder
 
 
 def choose_experts(model: PreTrainedModel, dtype: torch.dtype, device: str) -> None:

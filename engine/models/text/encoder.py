@@ -41,7 +41,9 @@ class TextFacts:
     in_parts: bool
     special_tokens: Mapping[str, str]
     digest: str
-    """Digest of encoder.json: entries with the same digest tokenize alike."""
+    """Digest of encoder.json and of these facts: entries with the same digest encode alike."""
+    splits_special_tokens: bool = False
+    """True if the names of special tokens in a text are text like any other."""
 
     @property
     def can_chat(self) -> bool:
@@ -62,6 +64,7 @@ class TextFacts:
             "in_parts": self.in_parts,
             "special_tokens": dict(self.special_tokens),
             "digest": self.digest,
+            "splits_special_tokens": self.splits_special_tokens,
         }
         (folder / TEXT).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
@@ -83,6 +86,7 @@ class TextFacts:
                 in_parts=bool(document["in_parts"]),
                 special_tokens={str(name): str(text) for name, text in document["special_tokens"].items()},
                 digest=str(document["digest"]),
+                splits_special_tokens=bool(document.get("splits_special_tokens", False)),
             )
         except FileNotFoundError:
             raise BadCheckpoint(f"{path}: the file is missing; register the model again") from None
@@ -95,6 +99,7 @@ class Encoder:
     that may be killed."""
 
     def __init__(self, core: Core, facts: TextFacts) -> None:
+        core.encode_special_tokens = facts.splits_special_tokens
         self._core = core
         self._facts = facts
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +41,7 @@ _LARGEST_DECODER_BYTES = 1 << 16
 token."""
 
 _TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
+_TRIED_SPECIAL_TOKENS = 16
 _WORD = "Zanzibar"
 _CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
 
@@ -77,8 +79,10 @@ def write_text_files(
         template_refusal=refusal,
         in_parts=in_parts,
         special_tokens=dict(backend.special_tokens_map),
-        digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+        digest="",
+        splits_special_tokens=bool(getattr(backend, "split_special_tokens", False)),
     )
+    facts = replace(facts, digest=hashlib.sha256((repr(facts) + text).encode()).hexdigest()[:16])
     facts.save(folder)
     _try(folder, backend, vocab_size, trial_s)
     return facts
@@ -164,13 +168,15 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
             _within(trial_s),
         ):
             encoder, decoder = Encoder.load(folder), load_core(folder / DECODER)
-            for text in _TRIALS:
+            names = " ".join(backend.all_special_tokens[:_TRIED_SPECIAL_TOKENS])
+            for text in (*_TRIALS, names):
                 ids = encoder.encode(text)
                 if ids != backend.encode(text):
                     raise BadCheckpoint(
                         f"{folder}: the tokenizer's own code and its file encode text differently"
                     )
-                beyond = [token for token in ids if not 0 <= token < vocab_size]
+                # Special tokens may lie beyond the vocabulary: prompts with such a one are refused.
+                beyond = [token for token in ids if text != names and not 0 <= token < vocab_size]
                 if beyond:
                     raise BadCheckpoint(
                         f"{folder}: the tokenizer gives token {beyond[0]}, but the model has "

@@ -115,7 +115,7 @@ def split_in_two(folder: Path, *, twice: bool = False) -> None:
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
     file_of = {name: file for file, part in parts.items() for name in part}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
 
 
 def test_a_tensor_in_two_shards_is_ambiguous(checkpoint: Path) -> None:
@@ -130,6 +130,56 @@ def test_the_file_that_is_checked_is_the_one_that_transformers_loads(checkpoint:
     assert [file.path.name for file in find_weights(checkpoint)] == [WEIGHTS]
     (checkpoint / WEIGHTS).unlink()
     assert [file.path.name for file in find_weights(checkpoint)] == ["a.safetensors", "b.safetensors"]
+
+
+def test_the_file_that_the_config_names_is_the_one(
+    checkpoint: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    other = tiny.create("llama", tmp_path / "other", seed=5, dtype=torch.float32)
+    shutil.copy(other / WEIGHTS, checkpoint / "named.safetensors")
+    change_config(checkpoint, transformers_weights="named.safetensors")
+    assert equals_transformers(bound(catalogue, "m", checkpoint), other)
+    split_in_two(checkpoint)
+    (checkpoint / "model.safetensors.index.json").rename(checkpoint / "named.safetensors.index.json")
+    change_config(checkpoint, transformers_weights="named.safetensors.index.json")
+    assert [file.path.name for file in find_weights(checkpoint)] == ["a.safetensors", "b.safetensors"]
+    assert equals_transformers(bound(catalogue, "split", checkpoint), checkpoint)
+
+
+def test_an_index_without_metadata_is_said_to_lack_it(checkpoint: Path) -> None:
+    split_in_two(checkpoint)
+    (checkpoint / WEIGHTS).unlink()
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    with pytest.raises(BadCheckpoint, match='add an object "metadata"'):
+        find_weights(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("absent.safetensors", "there is no such file"),
+        ("../other.safetensors", "not a file of this folder"),
+        ("pytorch_model.bin", "not the name of a safetensors file"),
+        (["model.safetensors"], "not the name of a safetensors file"),
+        ("", "not the name of a safetensors file"),
+    ],
+)
+def test_a_file_that_the_config_names_in_vain_is_said(checkpoint: Path, named: object, said: str) -> None:
+    change_config(checkpoint, transformers_weights=named)
+    with pytest.raises(BadCheckpoint, match=f"transformers_weights is .*{said}"):
+        find_weights(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_implementations_that_are_not_installed_are_not_asked_for(
+    checkpoint: Path, catalogue: Catalogue, dtype: str
+) -> None:
+    plain = catalogue.register_folder("plain", checkpoint, dtype=dtype)
+    change_config(checkpoint, attn_implementation="flash_attention_2", experts_implementation="deepgemm")
+    entry = catalogue.register_folder("m", checkpoint, dtype=dtype)
+    assert entry.manifest.sha256 == plain.manifest.sha256
+    entry.skeleton()
 
 
 # ── every tensor is used, or the file refused ───────────────────────────────────────────────────────────────
@@ -337,6 +387,29 @@ def test_absurd_counts_are_refused_before_anything_is_built(checkpoint: Path, ke
         find_weights(checkpoint)
 
 
+def test_a_tower_of_layers_is_refused_though_it_has_tensors(tmp_path: Path, checkpoint: Path) -> None:
+    names = [f"model.layers.{number}.input_layernorm.weight" for number in range(3000)]
+    write_header(checkpoint / WEIGHTS, {name: tensor(0, 0, [0]) for name in names}, b"")
+    change_config(checkpoint, num_hidden_layers=3000)
+    with pytest.raises(BadCheckpoint, match="num_hidden_layers is 3000, and models have at most 1024 layers"):
+        find_weights(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"eos_token_id": [7] * 3_000_000}, "bytes, and a config"),
+    ],
+)
+def test_configs_that_would_keep_transformers_busy_are_refused(
+    checkpoint: Path, change: dict[str, Any], said: str
+) -> None:
+    change_config(checkpoint, **change)
+    with pytest.raises(BadCheckpoint, match=rf"config\.json: .*{said}"):
+        find_weights(checkpoint)
+
+
 def test_absurd_sizes_are_refused_before_they_are_built(
     catalogue: Catalogue, checkpoint: Path, families: dict[str, Path]
 ) -> None:
@@ -423,6 +496,14 @@ def test_headers_that_are_not_well_formed_are_refused(tmp_path: Path, header: ob
     with pytest.raises(BadCheckpoint, match=r"x\.safetensors: ") as caught:
         read_safetensors(path)
     assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+def test_a_name_that_occurs_twice_among_many_is_found_at_once(tmp_path: Path) -> None:
+    names = [*range(100_000), 99_999]
+    header = ", ".join(f'"{name}": []' for name in names)
+    path = write_header(tmp_path / WEIGHTS, f"{{{header}}}")
+    with pytest.raises(BadCheckpoint, match="'99999' occurs in it twice"):
+        read_safetensors(path)
 
 
 @given(

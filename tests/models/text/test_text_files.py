@@ -142,6 +142,33 @@ def test_a_tokenizer_for_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
         written(tmp_path, BACKEND, vocab_size=60)
 
 
+@pytest.mark.parametrize("splits", [True, False])
+def test_names_of_special_tokens_are_text_if_the_tokenizer_says_so(splits: bool, tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.split_special_tokens = splits
+    written(tmp_path, backend)
+    encoder = Encoder.load(tmp_path)
+    for text in ("<|user|>hello<|end|>", "plain"):
+        assert encoder.encode(text) == backend.encode(text)
+    assert (258 in encoder.encode("<|user|>")) is not splits
+
+
+def test_special_tokens_beyond_the_vocabulary_do_not_refuse_a_tokenizer(tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.add_special_tokens({"pad_token": "<|pad|>"})
+    written(tmp_path, backend, vocab_size=backend.convert_tokens_to_ids("<|pad|>"))
+
+
+def test_all_that_encoding_depends_on_is_in_the_digest(tmp_path: Path) -> None:
+    """Processes keep what they have loaded by it, and a model may be registered again under its name."""
+    plain, other, split = tiny.byte_tokenizer(), tiny.byte_tokenizer(), tiny.byte_tokenizer()
+    other.chat_template = "{{ messages[0].content }}"
+    split.split_special_tokens = True
+    digests = [written(tmp_path, backend).digest for backend in (plain, plain, other, split)]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
 def test_a_damaged_text_file_is_named(tmp_path: Path) -> None:
     written(tmp_path, BACKEND)
     for content in ("{", "[]", '{"version": 1}', '{"version": 99}', '{"version": 1, "stop_token_ids": "x"}'):

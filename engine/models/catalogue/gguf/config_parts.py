@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmux.core.errors import BadCheckpoint
+from tokenmux.models.catalogue.config_limits import MOST_LAYERS
 from tokenmux.models.catalogue.gguf.header import GgufTensor
 from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.catalogue.gguf.rotary_factors import rope_parameters
@@ -114,6 +115,8 @@ def _check_layers(found: Described, n_layers: int) -> None:
     numbers = {part for name in found.tensors if name.startswith("blk.") for part in name.split(".")[1:2]}
     if len(numbers) != n_layers or numbers != {str(number) for number in range(n_layers)}:
         found.keys.bad("block_count", f"is {n_layers}, and there are tensors of {len(numbers)} layers")
+    if n_layers > MOST_LAYERS:
+        found.keys.bad("block_count", f"is {n_layers}, and models have at most {MOST_LAYERS} layers")
 
 
 def rotary(

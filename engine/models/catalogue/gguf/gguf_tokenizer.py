@@ -1,6 +1,7 @@
 """The tokenizer of a GGUF file: byte-level vocabularies (`gpt2`) and SentencePiece's (`llama`), built from
 the metadata."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tokenmux.models.catalogue.gguf.keys import Keys
 from tokenmux.models.foreign_errors import foreign_errors_as
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_TYPES = range(_NORMAL, _BYTE + 1)
 _NO_TEXT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)
 _SPACE = "▁"
 _GEMMA = ("gemma", "gemma2", "gemma3")
@@ -75,6 +77,8 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any], architecture: str, n
         if "ggml.token_type" in keys
         else [_NORMAL] * len(tokens)
     )
+    if (odd := next((kind for kind in types if kind not in _TYPES), None)) is not None:
+        keys.bad("ggml.token_type", f"has {odd}; types are {_TYPES[0]} to {_TYPES[-1]}")
     vocabulary = _Vocabulary(keys, tuple(tokens), tuple(types))
     model = keys.text("ggml.model")
     if model == "gpt2":
@@ -90,8 +94,11 @@ def read_tokenizer(file: Path, metadata: Mapping[str, Any], architecture: str, n
     else:
         keys.unsupported("ggml.model", f"is {model[:40]!r}")
     ends = gguf_end_tokens(keys, tokens, vocabulary.of_type(_CONTROL), default_end)
-    _add_special(core, vocabulary, ends)
-    backend = _dressed(core, vocabulary, begin, begins=begins)
+    special = vocabulary.of_type(_CONTROL, _UNKNOWN) | set(ends)
+    if "ggml.token_type" not in keys and begin is not None and begin < len(tokens):
+        special |= {begin}
+    _add_special(core, vocabulary, special)
+    backend = _dressed(core, vocabulary, special, begin, begins=begins)
     keys.expect("ggml.add_sep_token", False)
     keys.expect("ggml.remove_extra_whitespaces", False)
     keys.ignore(
@@ -132,6 +139,8 @@ def _sentencepiece(vocabulary: _Vocabulary, architecture: str) -> Tokenizer:
     keys = vocabulary.keys
     keys.ignore("ggml.pre")  # there is only one way to split
     scores = keys.several("ggml.scores", float, len(vocabulary.tokens))
+    if any(math.isnan(score) for score in scores):
+        keys.bad("ggml.scores", "has values that are not numbers")
     tokens = list(vocabulary.tokens)
     if architecture in _GEMMA:
         # Tokens of several spaces are stored as such, and pieces are merged in the order of the vocabulary.
@@ -184,18 +193,17 @@ def _bpe(keys: Keys, ids: dict[str, int], merges: list[tuple[str, str]], **optio
         return models.BPE(vocab=ids, merges=merges, **options)
 
 
-def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) -> None:
-    """Add tokens that stand for themselves in text: control tokens (hidden in outputs), and user-defined
+def _add_special(core: Tokenizer, vocabulary: _Vocabulary, special: frozenset[int]) -> None:
+    """Add tokens that stand for themselves in text: `special` ones, hidden in outputs, and user-defined
     ones."""
-    control = vocabulary.of_type(_CONTROL) | set(ends)
     texts = core.get_vocab(with_added_tokens=False)
-    special, plain = [], []
+    hidden, plain = [], []
     for number, text in enumerate(vocabulary.tokens):
-        if number in control:
-            special.append(AddedToken(text, normalized=False, special=True))
+        if number in special:
+            hidden.append(AddedToken(text, normalized=False, special=True))
         elif vocabulary.types[number] == _USER_DEFINED and text in texts:
             plain.append(AddedToken(text, normalized=False, special=False))
-    core.add_special_tokens(special)
+    core.add_special_tokens(hidden)
     core.add_tokens(plain)
     if core.get_vocab_size(with_added_tokens=True) != len(vocabulary.tokens):
         vocabulary.keys.bad(
@@ -204,20 +212,24 @@ def _add_special(core: Tokenizer, vocabulary: _Vocabulary, ends: Sequence[int]) 
 
 
 def _dressed(
-    core: Tokenizer, vocabulary: _Vocabulary, begin: int | None, *, begins: bool
+    core: Tokenizer, vocabulary: _Vocabulary, special: frozenset[int], begin: int | None, *, begins: bool
 ) -> PreTrainedTokenizerFast:
     """The tokenizer as a transformers object: BOS and EOS added as the file says, with its chat template."""
     keys, tokens = vocabulary.keys, vocabulary.tokens
-    names: dict[str, str] = {}
-    if begin is not None and begin < len(tokens):
-        names["bos_token"] = tokens[begin]
+    named = {
+        "bos_token": begin,
+        # Unused here, and out of range in some files: -1, or one past the last.
+        "pad_token": keys.raw("ggml.padding_token_id"),
+        "unk_token": keys.raw("ggml.unknown_token_id"),
+    }
+    # transformers hides all tokens that it has a name for, and never divides or joins them. An ordinary token
+    # under such a key (padding is often just 0) stays what it is.
+    apart = special | vocabulary.of_type(_USER_DEFINED)
+    names = {name: tokens[n] for name, n in named.items() if type(n) is int and n in apart}
     if "ggml.eos_token_id" in keys:
         names["eos_token"] = tokens[token_id(keys, "ggml.eos_token_id", len(tokens))]
-    for name, key in (("pad_token", "ggml.padding_token_id"), ("unk_token", "ggml.unknown_token_id")):
-        # Unused here, and out of range in some files: -1, or one past the last.
-        if isinstance(number := keys.raw(key), int) and 0 <= number < len(tokens):
-            names[name] = tokens[number]
-    before = _added(keys, "bos", names.get("bos_token"), keys.flag("ggml.add_bos_token", begins))
+    first = None if begin is None else tokens[begin] if begin < len(tokens) else None
+    before = _added(keys, "bos", first, keys.flag("ggml.add_bos_token", begins))
     after = _added(keys, "eos", names.get("eos_token"), keys.flag("ggml.add_eos_token", False))
     if before or after:
         core.post_processor = processors.TemplateProcessing(

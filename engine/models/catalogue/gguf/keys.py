@@ -23,6 +23,7 @@ class Keys:
 
     def __init__(self, file: Path, metadata: Mapping[str, Any], prefix: str) -> None:
         self.file = file
+        self._n_layers = metadata.get(f"{prefix}.block_count")
         self._prefix = prefix
         self._values = {
             key.removeprefix(f"{prefix}."): value
@@ -37,7 +38,9 @@ class Keys:
     def integer(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number. A list of equal numbers (one per layer) counts as one."""
         value = self._take(name, default)
-        if isinstance(value, list) and value:
+        if isinstance(value, list) and value and self._n_layers is not None:
+            if len(value) != self._n_layers:
+                self.bad(name, f"has {len(value)} elements, and there are {self._n_layers} layers")
             if any(element != value[0] for element in value):
                 self.unsupported(name, "differs from layer to layer")
             value = value[0]

@@ -311,6 +311,25 @@ def test_a_key_that_would_change_the_result_is_refused_by_name(
     assert key in str(refused.value) or NAMED_INSTEAD[key] in str(refused.value)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_list_for_other_layers_than_there_are_is_refused(
+    n: int, llama: PreTrainedModel, tmp_path: Path
+) -> None:
+    contents = files.contents_of(llama)
+    contents.keys["llama.attention.head_count_kv"] = ([2] * n, GGUFValueType.ARRAY)
+    with pytest.raises(BadCheckpoint, match=f"head_count_kv has {n} elements, and there are 2 layers"):
+        GgufCheckpoint.open(contents.write(tmp_path / "model.gguf"))
+
+
+def test_a_tower_of_layers_is_refused_before_it_is_built(llama: PreTrainedModel, tmp_path: Path) -> None:
+    contents = files.contents_of(llama)
+    contents.put(block_count=(1500, files.U32))
+    for number in range(2, 1500):
+        contents.tensors[f"blk.{number}.attn_norm.weight"] = np.ones(1, np.float32)
+    with pytest.raises(BadCheckpoint, match="block_count is 1500, and models have at most 1024 layers"):
+        GgufCheckpoint.open(contents.write(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize(
     "key", ["author.note", "quantize.imatrix.file", "general.license", "general.sampling.temp"]
 )

@@ -103,7 +103,10 @@ def test_an_unknown_split_is_refused_by_name(name: str) -> None:
         ({"tokens": ["a", "b", "a"]}, "ggml.tokens has 'a' twice"),
         ({"tokens": ["a", "b" * 2000]}, "ggml.tokens has a token of 2000 characters"),
         ({"token_type": [1, 1]}, "ggml.token_type has 2 elements"),
+        ({"token_type": [7] * 320}, "ggml.token_type has 7; types are 1 to 6"),
+        ({"token_type": [1] * 319 + [-1]}, "ggml.token_type has -1"),
         ({"eos_token_id": 99999}, "ggml.eos_token_id is 99999"),
+        ({"eos_token_id": [257, 257]}, "ggml.eos_token_id is [257, 257]"),
         ({"eot_token_id": 320}, "ggml.eot_token_id is 320"),
         ({"eos_token_id": "257"}, "ggml.eos_token_id is '257'"),
         ({"bos_token_id": True}, "ggml.bos_token_id is True"),
@@ -119,6 +122,43 @@ def test_what_cannot_be_right_is_named(changed: dict[str, Any], said: str) -> No
     with pytest.raises((BadCheckpoint, UnsupportedModel)) as refused:
         read(byte_level(**changed))
     assert said in str(refused.value)
+
+
+def test_scores_that_are_not_numbers_are_named() -> None:
+    with pytest.raises(BadCheckpoint, match=r"ggml\.scores has values that are not numbers"):
+        read(sentencepiece(scores=[float("nan")] * 270))
+
+
+@pytest.mark.parametrize("key", ["padding_token_id", "unknown_token_id", "bos_token_id"])
+def test_an_ordinary_token_under_a_key_stays_text(key: str) -> None:
+    """Padding is often just 0: as a special token it would vanish from outputs, and prompts with it be cut
+    there."""
+    plain = byte_level()
+    backend = read(plain).backend
+    changed = read(plain | {f"tokenizer.ggml.{key}": 300}).backend
+    for text in ("hello", "<|user|>he"):
+        ids = backend.encode(text)
+        assert changed.encode(text) == ids
+        assert changed.decode(ids, skip_special_tokens=True) == backend.decode(ids, skip_special_tokens=True)
+    pieces = sentencepiece()
+    assert read(pieces | {f"tokenizer.ggml.{key}": 260}).backend.encode(" hi", add_special_tokens=False) == (
+        read(pieces).backend.encode(" hi", add_special_tokens=False)
+    )
+
+
+def test_an_ordinary_token_may_begin_texts() -> None:
+    assert pieces(byte_level(bos_token_id=300, add_bos_token=True), "a", special=True) == ["he", "a"]
+
+
+def test_a_token_of_the_unknown_type_is_special_without_a_key_too() -> None:
+    backend = read(sentencepiece(unknown_token_id=None)).backend
+    assert backend.encode("<unk>", add_special_tokens=False) == [0]
+    assert backend.decode([0, 267], skip_special_tokens=True) == "hi"
+
+
+def test_without_types_the_first_token_is_special() -> None:
+    backend = read(sentencepiece(token_type=None)).backend
+    assert backend.decode(backend.encode("hi"), skip_special_tokens=True) == "hi"
 
 
 @pytest.mark.parametrize(
