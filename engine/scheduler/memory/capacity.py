@@ -59,7 +59,7 @@ def check_model(
         raise DoesNotFit(
             f"{model.id} has {show_size(model.n_bytes)} of weights and the host cache "
             f"{show_size(host.cache_bytes)}; "
-            f"raise device.host_cache"
+            f"raise host.cache"
         )
     check_request(device, model, min(model.max_context, device.prefill_chunk_tokens), pinned)
 

@@ -39,8 +39,8 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
 change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
 
 
-Item = TypeVar("Item")
-ListOf = Annotated[list[Item], Field(fail_fast=True)]
+BodyItem = TypeVar("BodyItem")
+ListOf = Annotated[list[BodyItem], Field(fail_fast=True)]
 """A list in a body; its first wrong item is the last one that is looked at. A body has room for a million of
 them, and an error for each, for each form that the field may have, took 20 s of the event loop."""
 
