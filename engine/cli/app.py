@@ -28,6 +28,7 @@ from tokenmux.cli.pull import pull_command
 from tokenmux.cli.remote import Remote
 from tokenmux.cli.safe_text import safe
 from tokenmux.cli.serve import serve_command
+from tokenmux.cli.standard_streams import make_usable
 from tokenmux.core.addresses import DEFAULT_ADDRESS
 from tokenmux.core.compiled_form import is_compiled
 from tokenmux.core.errors import ConfigError, TokenmuxError
@@ -51,13 +52,20 @@ class _Root(TyperGroup):
             typer.echo(safe(f"error: {error}"), err=True)
             raise typer.Exit(FAILED) from error
         except OSError as error:
-            # An error with a file name is a bug: code that opens files reports them itself. What remains is
-            # stdout. A closed pipe needs no message: typer exits with status 1.
-            if error.errno == EPIPE or error.filename is not None:
-                raise
-            typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
-            sys.stdout = _NOWHERE
+            _say_unwritten(error)
             raise typer.Exit(FAILED) from error
+
+
+def _say_unwritten(error: OSError) -> None:
+    """Say that stdout cannot be written. Raises `error` if it is about something else.
+
+    An error with a file name is a bug: code that opens files reports them itself. What remains is stdout. A
+    closed pipe needs no message: typer exits with status 1.
+    """
+    if error.errno == EPIPE or error.filename is not None:
+        raise error
+    typer.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+    sys.stdout = _NOWHERE
 
 
 app = typer.Typer(
@@ -129,8 +137,12 @@ def root(
 
 def main() -> None:
     """Entry point of the console script."""
+    make_usable()
     try:
         app()
+    except OSError as error:  # of what the options themselves print: help, and the version
+        _say_unwritten(error)
+        sys.exit(FAILED)
     except SystemExit as ended:
         if "triton" in sys.modules and isinstance(ended.code, int | None):
             # torch has loaded it, of which a command for CPUs knows nothing. While Python exits it prints

@@ -45,12 +45,15 @@ def pool_status_command(
                 Console().print(pool_view(status))
             return
         before = None
-        with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
+        console = Console()
+        with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
             for status in client.pool.watch(min_interval_s=0.5):
                 if json:
                     typer.echo(as_json(status))
-                else:
+                elif console.is_terminal:
                     live.update(pool_view(status, before), refresh=True)
+                else:  # Live would show nothing before its end
+                    console.print(pool_view(status, before))
                 before = status
 
 

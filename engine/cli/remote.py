@@ -23,6 +23,25 @@ class _FailedCall(TokenmuxError):
     """A call to the server failed."""
 
 
+_OTHER_SERVERS = {
+    "http1.x": "it speaks HTTP/1: give the address of gRPC (`listen`), not that of `http`",
+    "missing selected ALPN": "it speaks HTTP/1: give the address of gRPC (`listen`), not that of `http`",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS: leave out --tls and --ca-file",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate comes from an authority that is not known here, or names "
+    "another host: name the authority's file with --ca-file",
+    "Socket closed": "does it speak TLS? Then use --tls, or --ca-file for an authority of your own",
+}
+"""What to do about a server of another kind, by a part of gRPC's message."""
+
+
+def _hint(target: str, message: str) -> str:
+    """What to look at if a call did not reach a server at `target`."""
+    for part, remedy in _OTHER_SERVERS.items():
+        if part in message:
+            return f"; something answers at {target}: {remedy}"
+    return f"; is a server running on {target}?"
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """The server that a command talks to, from the options before the command."""
@@ -67,5 +86,5 @@ def connected(ctx: typer.Context) -> "Iterator[Client]":
         raise ConfigError(str(error)) from error
     except CallFailed as error:
         unreached = error.code.name == "UNAVAILABLE" and error.message.startswith(_UNREACHED)
-        hint = f"; is a server running on {remote.target}?" if unreached else ""
+        hint = _hint(remote.target, error.message) if unreached else ""
         raise _FailedCall(f"{error}{hint}") from error

@@ -17,6 +17,7 @@ from tokenmux.client import (
     prompt_requests,
 )
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
+from tokenmux.client.deadlines import deadline_s
 from tokenmux.client.errors import CallFailed, translated
 from tokenmux.client.operations import AsyncOperations
 from tokenmux.client.operator_values import (
@@ -218,7 +219,9 @@ class AsyncClient:
         that is empty) of all."""
         request = generation_requests.cancel_request(request_id, tenant)
         with translated():
-            await self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
+            await self._inference.CancelGeneration(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
 
     async def embed(
         self,
@@ -234,7 +237,9 @@ class AsyncClient:
         says that it can."""
         request = prompt_requests.embed_request(model, inputs, dimensions, tenant, weight)
         with translated():
-            response = await self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
+            response = await self._inference.Embed(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
             return generation_values.vectors(response)
 
     async def tokenize(
@@ -243,7 +248,9 @@ class AsyncClient:
         """The token ids of a text or a conversation, as `generate` would use them."""
         request = prompt_requests.tokenize_request(model, prompt)
         with translated():
-            response = await self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
+            response = await self._inference.Tokenize(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
             return tuple(response.token_ids)
 
     async def metadata(self, model: str, *, timeout_s: float | None = None) -> ModelMetadata:
@@ -251,7 +258,9 @@ class AsyncClient:
         request = inference_pb2.ModelMetadataRequest(model=model)
         with translated():
             return generation_values.metadata(
-                await self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
+                await self._inference.ModelMetadata(
+                    request, timeout=deadline_s(timeout_s), metadata=self._metadata
+                )
             )
 
     async def ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
@@ -259,10 +268,14 @@ class AsyncClient:
         with translated():
             if model is None:
                 server = inference_pb2.ServerReadyRequest()
-                answer = await self._inference.ServerReady(server, timeout=timeout_s, metadata=self._metadata)
+                answer = await self._inference.ServerReady(
+                    server, timeout=deadline_s(timeout_s), metadata=self._metadata
+                )
             else:
                 request = inference_pb2.ModelReadyRequest(model=model)
-                answer = await self._inference.ModelReady(request, timeout=timeout_s, metadata=self._metadata)
+                answer = await self._inference.ModelReady(
+                    request, timeout=deadline_s(timeout_s), metadata=self._metadata
+                )
         return bool(answer.ready)
 
     async def close(self) -> None:
@@ -346,7 +359,7 @@ class AsyncModels:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
 
 class AsyncPool:
@@ -374,7 +387,7 @@ class AsyncPool:
         when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         watched = WatchedStatus()
-        call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.WatchStatus(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         try:
             with translated():
                 async for response in call:
@@ -388,7 +401,7 @@ class AsyncPool:
         with translated():
             request = pool_pb2.GetTraceRequest(last_s=last_s)
             return pool_values.pool_trace(
-                await self._stub.GetTrace(request, timeout=timeout_s, metadata=self._metadata)
+                await self._stub.GetTrace(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
             )
 
     async def resize(
@@ -434,7 +447,7 @@ class AsyncPool:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
 
 class AsyncPlanning:
@@ -448,7 +461,9 @@ class AsyncPlanning:
         """The sizes of all models, by name."""
         with translated():
             request = planning_pb2.GetCatalogueRequest()
-            response = await self._stub.GetCatalogue(request, timeout=timeout_s, metadata=self._metadata)
+            response = await self._stub.GetCatalogue(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
             return tuple(pool_values.sizes(message) for message in response.models)
 
     async def recorded_traffic(
@@ -457,7 +472,7 @@ class AsyncPlanning:
         """Ended requests that arrived within the last `last_s` seconds, in order of arrival; 0: all that
         the server remembers."""
         request = planning_pb2.GetRecordedTrafficRequest(last_s=last_s)
-        call = self._stub.GetRecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.GetRecordedTraffic(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         with translated():
             return tuple(
                 [pool_values.recorded(line) async for response in call for line in response.requests]

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from tokenmux.client import pool_values
+from tokenmux.client.deadlines import deadline_s
 from tokenmux.client.errors import translated
 from tokenmux.client.operator_values import Operation
 from tokenmux.v1 import operations_pb2, operations_pb2_grpc
@@ -36,7 +37,7 @@ class Operations:
         """The operation now and after each change, until it has ended. Raises CallFailed if it failed or was
         cancelled, after that last state."""
         request = operations_pb2.WatchOperationRequest(name=name)
-        call = self._stub.WatchOperation(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.WatchOperation(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         try:
             with translated():
                 for response in call:
@@ -47,7 +48,7 @@ class Operations:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
 
 class AsyncOperations:
@@ -77,7 +78,7 @@ class AsyncOperations:
         """The operation now and after each change, until it has ended. Raises CallFailed if it failed or was
         cancelled, after that last state."""
         request = operations_pb2.WatchOperationRequest(name=name)
-        call = self._stub.WatchOperation(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.WatchOperation(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         try:
             with translated():
                 async for response in call:
@@ -88,4 +89,4 @@ class AsyncOperations:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)

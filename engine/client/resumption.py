@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from tokenmux.client.deadlines import deadline_s
 from tokenmux.client.errors import CallFailed
 from tokenmux.v1 import inference_pb2
 
@@ -121,7 +122,8 @@ class GenerationProgress:
         """Without `resumption` it ends with its first call."""
         self._request = request
         self._resumption = resumption
-        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        left_s = deadline_s(timeout_s)
+        self._ends_s = None if left_s is None else time.monotonic() + left_s
         self._outputs: defaultdict[int, _Output] = defaultdict(_Output)
         self._begun = False
         self._n_prompt_told = 0

@@ -17,6 +17,7 @@ from tokenmux.client import (
     prompt_requests,
 )
 from tokenmux.client.connection import DEFAULT_ADDRESS, Connection
+from tokenmux.client.deadlines import deadline_s
 from tokenmux.client.errors import CallFailed, translated
 from tokenmux.client.operations import Operations
 from tokenmux.client.operator_values import (
@@ -214,7 +215,7 @@ class Client:
         that is empty) of all."""
         request = generation_requests.cancel_request(request_id, tenant)
         with translated():
-            self._inference.CancelGeneration(request, timeout=timeout_s, metadata=self._metadata)
+            self._inference.CancelGeneration(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
     def embed(
         self,
@@ -230,14 +231,16 @@ class Client:
         says that it can."""
         request = prompt_requests.embed_request(model, inputs, dimensions, tenant, weight)
         with translated():
-            response = self._inference.Embed(request, timeout=timeout_s, metadata=self._metadata)
+            response = self._inference.Embed(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
             return generation_values.vectors(response)
 
     def tokenize(self, model: str, prompt: Prompt, *, timeout_s: float | None = None) -> tuple[int, ...]:
         """The token ids of a text or a conversation, as `generate` would use them."""
         request = prompt_requests.tokenize_request(model, prompt)
         with translated():
-            response = self._inference.Tokenize(request, timeout=timeout_s, metadata=self._metadata)
+            response = self._inference.Tokenize(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
             return tuple(response.token_ids)
 
     def metadata(self, model: str, *, timeout_s: float | None = None) -> ModelMetadata:
@@ -245,7 +248,7 @@ class Client:
         request = inference_pb2.ModelMetadataRequest(model=model)
         with translated():
             return generation_values.metadata(
-                self._inference.ModelMetadata(request, timeout=timeout_s, metadata=self._metadata)
+                self._inference.ModelMetadata(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
             )
 
     def ready(self, model: str | None = None, *, timeout_s: float | None = None) -> bool:
@@ -253,10 +256,14 @@ class Client:
         with translated():
             if model is None:
                 server = inference_pb2.ServerReadyRequest()
-                answer = self._inference.ServerReady(server, timeout=timeout_s, metadata=self._metadata)
+                answer = self._inference.ServerReady(
+                    server, timeout=deadline_s(timeout_s), metadata=self._metadata
+                )
             else:
                 request = inference_pb2.ModelReadyRequest(model=model)
-                answer = self._inference.ModelReady(request, timeout=timeout_s, metadata=self._metadata)
+                answer = self._inference.ModelReady(
+                    request, timeout=deadline_s(timeout_s), metadata=self._metadata
+                )
         return bool(answer.ready)
 
     def close(self) -> None:
@@ -338,7 +345,7 @@ class Models:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
 
 class Pool:
@@ -364,7 +371,7 @@ class Pool:
         when the server stops."""
         request = pool_pb2.WatchStatusRequest(min_interval_s=min_interval_s)
         watched = WatchedStatus()
-        call = self._stub.WatchStatus(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.WatchStatus(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         try:
             with translated():
                 for response in call:
@@ -378,7 +385,7 @@ class Pool:
         with translated():
             request = pool_pb2.GetTraceRequest(last_s=last_s)
             return pool_values.pool_trace(
-                self._stub.GetTrace(request, timeout=timeout_s, metadata=self._metadata)
+                self._stub.GetTrace(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
             )
 
     def resize(self, arena_bytes: int, instance: int | None = None, *, timeout_s: float | None = None) -> int:
@@ -420,7 +427,7 @@ class Pool:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         with translated():
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
 
 
 class Planning:
@@ -434,7 +441,9 @@ class Planning:
         """The sizes of all models, by name."""
         with translated():
             request = planning_pb2.GetCatalogueRequest()
-            response = self._stub.GetCatalogue(request, timeout=timeout_s, metadata=self._metadata)
+            response = self._stub.GetCatalogue(
+                request, timeout=deadline_s(timeout_s), metadata=self._metadata
+            )
             return tuple(pool_values.sizes(message) for message in response.models)
 
     def recorded_traffic(
@@ -443,6 +452,6 @@ class Planning:
         """Ended requests that arrived within the last `last_s` seconds, in order of arrival; 0: all that
         the server remembers."""
         request = planning_pb2.GetRecordedTrafficRequest(last_s=last_s)
-        call = self._stub.GetRecordedTraffic(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._stub.GetRecordedTraffic(request, timeout=deadline_s(timeout_s), metadata=self._metadata)
         with translated():
             return tuple([pool_values.recorded(line) for response in call for line in response.requests])

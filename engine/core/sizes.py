@@ -28,7 +28,8 @@ def parse_size(value: object) -> int:
     text = str(value)
     match = _SIZE.fullmatch(text) if len(text) <= MAX_CHARS else None
     unit = None if match is None else UNITS.get(match[2].upper())
-    if match is None or unit is None or isinstance(value, bool):
+    is_part_of_byte = unit == 1 and "." in text
+    if match is None or unit is None or is_part_of_byte or isinstance(value, bool):
         raise ValueError(
             f"{text[:MAX_CHARS]!r} is not a size: write a number with KiB, MiB, GiB (or KB, MB, GB), "
             "such as 2GiB"

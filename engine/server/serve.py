@@ -5,6 +5,7 @@ Only this module of `tokenmux.server` knows the real node and the real catalogue
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,12 @@ from tokenmux.server.nodes.supervisor import Patience
 from tokenmux.server.pool_setup import level_of
 from tokenmux.server.stopping import LastResort
 
+logger = logging.getLogger(__name__)
+
 STARTING_S = 300.0
 """Time limit until a node serves: it loads libraries and creates a context on a GPU."""
+MAX_KEY_BYTES, MAX_PEM_BYTES = 4096, 1 << 20
+"""Largest file of an API key, and of a certificate or its private key."""
 TOUCHED_BYTES_PER_S = 100e6
 """Rate at which a node's memory is touched if the system has to make room for it."""
 
@@ -57,6 +62,7 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
     Machine().check(config)
     read_keys(config)
     read_transport(config)
+    check_catalogue(config.catalogue)
     catalogue = ServedCatalogue(config.catalogue, registration_limits_of(config))
     missing = sorted(config.models.keys() - set(catalogue.names()))
     refusals = catalogue.bring_in(((name, config.models[name].source) for name in missing), progress)
@@ -65,6 +71,14 @@ def open_catalogue(config: PoolConfig, progress: Progress) -> ServedCatalogue:
         others = f" ({len(refusals) - 1} more are refused)" if len(refusals) > 1 else ""
         raise NotServable(f"no model can be served; {name}: {reason}{others}")
     return catalogue
+
+
+def check_catalogue(folder: Path) -> None:
+    """Raise ConfigError if something else stands where the folder of converted models should be: a server
+    would offer nothing, and could never register anything."""
+    for path in (folder, folder / "models"):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"catalogue: {path} is not a folder: name one, which need not exist yet")
 
 
 async def serve(
@@ -81,6 +95,7 @@ async def serve(
     """
     last_resort = LastResort(config.drain_s)
     keys, transport = read_keys(config), read_transport(config)
+    warn_of_open_files(config)
     machine = Machine()
     blocks = (entry.facts.kv.block_bytes for entry in catalogue.entries())
     setup = await asyncio.to_thread(machine.setup_of, config, max(blocks, default=0))
@@ -203,12 +218,17 @@ def weights_of(config: PoolConfig) -> Weights:
 
 
 def read_keys(config: PoolConfig) -> ApiKeys:
-    """Read the files of the keys. Raises ConfigError if one is missing, empty, or the same as another."""
+    """Read the files of the keys. Raises ConfigError if one is missing, empty, cannot be sent, or is the same
+    as another."""
     keys: list[Key] = []
     for key in config.keys:
-        secret = _read("keys.file", key.file).decode(errors="replace").strip()
+        secret = _read("keys.file", key.file, MAX_KEY_BYTES).decode(errors="replace").strip()
         if not secret:
             raise ConfigError(f"{key.file}: the file of the key {key.name!r} is empty")
+        if not (secret.isascii() and secret.isprintable()):
+            raise ConfigError(
+                f"{key.file}: no client can send the key {key.name!r}: write one line of printable ASCII"
+            )
         made = Key.of(key.name, key.scope, secret)
         if any(made.digest == other.digest for other in keys):
             raise ConfigError(f"{key.file}: the key {key.name!r} is the same as another one")
@@ -220,8 +240,8 @@ def read_transport(config: PoolConfig) -> Transport:
     """Read certificate and private key, if any. Raises ConfigError, also if they do not belong together."""
     if config.tls is None:
         return Transport(address=config.listen, max_message_bytes=config.max_message)
-    certificate = _read("tls.certificate", config.tls.certificate)
-    private_key = _read("tls.private_key", config.tls.private_key)
+    certificate = _read("tls.certificate", config.tls.certificate, MAX_PEM_BYTES)
+    private_key = _read("tls.private_key", config.tls.private_key, MAX_PEM_BYTES)
     check_pair(config.tls.certificate, config.tls.private_key)
     return Transport(
         address=config.listen,
@@ -245,8 +265,23 @@ def http_transport(config: PoolConfig, address: str | None) -> HttpTransport | N
     )
 
 
-def _read(what: str, path: Path) -> bytes:
+def warn_of_open_files(config: PoolConfig) -> None:
+    """Log which secrets other users of this machine may read or replace."""
+    secrets = [("keys.file", key.file) for key in config.keys]
+    if config.tls is not None:
+        secrets.append(("tls.private_key", config.tls.private_key))
+    for what, path in secrets:
+        if path.stat().st_mode & 0o007:
+            logger.warning("%s: every user of this machine has access to %s: chmod 600 it", what, path)
+
+
+def _read(what: str, path: Path, limit: int) -> bytes:
+    """What is in a file of at most `limit` bytes; a device may have no end."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            found = file.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
+    if len(found) > limit:
+        raise ConfigError(f"{what}: {path} has more than {limit} bytes: name another file")
+    return found

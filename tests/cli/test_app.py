@@ -13,6 +13,7 @@ from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread, serving
 from tokenmux.cli.app import app
 from tokenmux.server.front.api_keys import Key, Scope
+from tokenmux.server.http_api.http_server import HttpTransport
 
 
 @pytest.mark.parametrize("loaded", [True, False])
@@ -148,3 +149,34 @@ def test_output_that_cannot_be_written_is_told_in_a_line(
             result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert result.stderr == "error: the output cannot be written: No space left on device\n"
     assert result.returncode == status
+
+
+def started(shell: str) -> "subprocess.CompletedProcess[str]":
+    """The command as a shell starts it, with what it says."""
+    command = f"exec {sys.executable} -m tokenmux.cli {shell}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_an_option_prints_can_fail_too(option: str) -> None:
+    result = started(f"{option} >/dev/full")
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: the output cannot be written: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "shell", ["generate letters abc -n 3 >&-", "generate letters abc -n 3 >&- 2>&-", "chat letters <&-"]
+)
+def test_a_stream_that_is_closed_is_an_empty_one(server: ServerThread, shell: str) -> None:
+    result = started(f"--server {server.served.target} {shell}")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_server_of_another_kind_is_named() -> None:
+    with ServerThread(lambda: serving(http=HttpTransport())) as server:
+        line = refused(run(None, "--server", f"127.0.0.1:{server.served.http_port}", "models", "list"), 1)
+        assert "it speaks HTTP/1: give the address of gRPC (`listen`)" in line
+        line = refused(run(server, "--tls", "models", "list"), 1)
+        assert f"something answers at {server.served.target}: it does not speak TLS: leave out --tls" in line

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tests.cli.runner import refused, run
 from tests.server.harness import ServerThread
 from tests.server.sample_reports import device_status, node_status, node_use
 from tokenmux.cli.tables import ModelsView, pool_view
-from tokenmux.client import Client
+from tokenmux.client import Client, PoolStatus
+from tokenmux.client.sync import Pool
 from tokenmux.core.facts import FIRST_INSTANCE, InstanceId, ModelId
 from tokenmux.core.phases import DeviceState
 from tokenmux.core.span import Span
@@ -225,3 +227,17 @@ def test_status_shows_tenants_and_what_is_saved(
     ):
         assert part in shown
     assert shown.index("shop") < shown.index("bank"), "the greatest user first"
+
+
+def test_what_is_watched_goes_through_a_pipe_as_it_comes(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `pool status --watch | head` reads it."""
+
+    def changes(pool: Pool, *, min_interval_s: float) -> Iterator[PoolStatus]:
+        with Client(server.served.target) as other:
+            yield from (other.pool.status(), other.pool.status())
+
+    monkeypatch.setattr(Pool, "watch", changes)
+    shown = run(server, "pool", "status", "--watch").stdout
+    assert shown.count("of 256 requests") == 2

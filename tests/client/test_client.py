@@ -3,6 +3,7 @@ them only."""
 
 import asyncio
 import inspect
+import math
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -28,6 +29,7 @@ from tokenmux.client import (
     PromptInfo,
     Residency,
     State,
+    WrongArgument,
     aio,
     generation_values,
     sync,
@@ -190,7 +192,31 @@ def test_a_key_opens_the_server() -> None:
                 client.models.list()
 
 
+@pytest.mark.parametrize("timeout_s", [1e9, 1e300, math.inf])
+def test_a_deadline_that_never_comes_is_none(timeout_s: float) -> None:
+    """gRPC's arithmetic would overflow, and the call would be over at once."""
+    with blocking() as (_, client):
+        assert client.generate("letters", "abc", max_tokens=3, timeout_s=timeout_s).text == "def"
+        assert client.tokenize("letters", "a", timeout_s=timeout_s) == (97,)
+        assert client.ready(timeout_s=timeout_s)
+
+
 # Asyncio
+
+
+async def test_an_async_call_may_have_a_deadline_that_never_comes(served: Served) -> None:
+    async with AsyncClient(served.target) as client:
+        answer = await client.generate("letters", "abc", max_tokens=3, timeout_s=math.inf)
+        assert answer.text == "def"
+        assert await client.ready(timeout_s=1e300)
+
+
+async def test_a_deadline_is_a_number(served: Served) -> None:
+    with Client(served.target) as client, pytest.raises(WrongArgument, match="NaN is not a time"):
+        client.ready(timeout_s=math.nan)
+    async with AsyncClient(served.target) as client:
+        with pytest.raises(WrongArgument, match="NaN is not a time"):
+            await client.generate("letters", "abc", timeout_s=math.nan)
 
 
 async def test_async_generate_stream_and_chat(served: Served) -> None:

@@ -14,7 +14,7 @@ def test_a_size_is_a_number_of_bytes(text: object, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2 apples", "1e9", True, None])
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2 apples", "1e9", 1.5, "0.5 B", True, None])
 def test_what_is_not_a_size(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)

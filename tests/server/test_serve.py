@@ -17,6 +17,7 @@ from tests.server.harness import ServerThread, serving
 from tests.server.scraping import Figures, scrape
 from tokenmux.client import CallFailed, Client, Delta, Finish
 from tokenmux.core.errors import ConfigError
+from tokenmux.core.progress import no_progress
 from tokenmux.core.request import ServiceLevel
 from tokenmux.executor.device_speeds import Speeds
 from tokenmux.messages.setups import NodeSetup
@@ -25,7 +26,14 @@ from tokenmux.server.app import Transport
 from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.pool_setup import MeasuredDevice, node_setup
-from tokenmux.server.serve import limits_of, read_keys, read_transport, weights_of
+from tokenmux.server.serve import (
+    limits_of,
+    open_catalogue,
+    read_keys,
+    read_transport,
+    warn_of_open_files,
+    weights_of,
+)
 
 
 def setup_of(config: PoolConfig, speeds: Speeds) -> NodeSetup:
@@ -94,6 +102,27 @@ def test_a_key_file_that_is_missing_empty_or_double_is_named(tmp_path: Path) -> 
         read_keys(with_keys(tmp_path / "a", tmp_path / "b"))
 
 
+@pytest.mark.parametrize("content", [b"one\ntwo\n", b"\xff\xfe\n", "s\u00e9".encode(), b"\xef\xbb\xbfa"])
+def test_a_key_that_no_client_can_send_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ConfigError, match="no client can send the key 'key0': write one line"):
+        read_keys(with_keys(tmp_path / "a"))
+
+
+def test_a_file_without_an_end_is_not_read_to_it() -> None:
+    with pytest.raises(ConfigError, match=r"keys\.file: /dev/zero has more than 4096 bytes"):
+        read_keys(with_keys(Path("/dev/zero")))
+
+
+def test_secrets_that_are_open_to_all_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, mode in (("mine", 0o640), ("open", 0o644)):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(mode)
+    warn_of_open_files(with_keys(tmp_path / "mine", tmp_path / "open"))
+    (said,) = caplog.messages
+    assert f"{tmp_path / 'open'}: chmod 600 it" in said
+
+
 def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
     tls = TlsConfig.model_construct(certificate=tmp_path / "none.pem", private_key=tmp_path / "none.key")
     with pytest.raises(ConfigError, match=r"tls\.certificate: .*none\.pem cannot be read"):
@@ -135,6 +164,15 @@ def test_the_arena_is_what_was_said_or_most_of_what_is_free(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_what_is_not_a_folder_is_no_catalogue(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "models").write_text("")
+    for name in ("file", "folder"):
+        with pytest.raises(ConfigError, match="is not a folder: name one"):
+            open_catalogue(PoolConfig(catalogue=tmp_path / name), no_progress)
+
+
 def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text(
         "listen: 127.0.0.1:0\ndevice: {kind: cuda}\nmodels: {a: nothing}\ncatalogue: kept\n"

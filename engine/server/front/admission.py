@@ -221,7 +221,7 @@ class Admission:
             prompt=prompt,
             sampling=Sampling(
                 ask.temperature,
-                ask.top_k,
+                min(ask.top_k, facts.vocab_size),
                 ask.top_p,
                 self._draw_seed() if ask.seed is None else ask.seed,
                 ask.min_p,

@@ -97,7 +97,7 @@ class LiveRequests:
     ) -> Call:
         """Take in an admitted call, of which `info` tells its client, and give its choices to the node. If
         their model is `suspected` of breaking nodes, this happens when they can be tried alone. Returns its
-        stream."""
+        stream. Raises TokenmuxError, with nothing taken in, if it cannot be sent to a node."""
         stopped, resumed = self._slow_readers.stopped, self._slow_readers.resumed
         call = Call(len(admitted), self._buffer_tokens, stopped, resumed)
         call.buffer.put(info)
@@ -123,8 +123,14 @@ class LiveRequests:
             self._requests[live.id] = live
             self._places.take(live.request.tenant)
             self._pace.arrived(live.request)
-        for live in call.choices:
-            self._trials.arrive(live.id, suspected=suspected)
+        try:
+            for live in call.choices:
+                self._trials.arrive(live.id, suspected=suspected)
+        except Exception:  # no node will say that they ended
+            for live in call.choices:
+                self._send(Cancel(live.id, FinishReason.CANCELLED))
+                self._drop(live)
+            raise
         return call
 
     def give(self, live: LiveRequest, *, first: bool = False) -> None:

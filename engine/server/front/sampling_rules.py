@@ -12,7 +12,9 @@ from tokenmux.server.front.counts import check_count, check_token_ids
 from tokenmux.server.front.generation import Ask
 
 MAX_TEMPERATURE = 10.0
-MAX_REPETITION_PENALTY = 10.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.001, 10.0
+"""A penalty far below the least is 0 in float32, and 0 times the -inf of a forbidden token is NaN: that token
+would be drawn."""
 MAX_PENALTY = 2.0
 """Bound of frequency and presence penalties, either way, as OpenAI and vLLM have it."""
 MAX_BIAS = 100.0
@@ -38,10 +40,10 @@ def check_sampling(ask: Ask, facts: ModelFacts) -> None:
         raise InvalidRequest(f"min_p {ask.min_p:g} is out of range: use 0 (no limit) to 1")
     if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
         raise InvalidRequest(f"seed {ask.seed} is out of range: use 0 to 2**64 - 1")
-    if not 0 < ask.repetition_penalty <= MAX_REPETITION_PENALTY:
+    if not MIN_REPETITION_PENALTY <= ask.repetition_penalty <= MAX_REPETITION_PENALTY:
         raise InvalidRequest(
-            f"repetition_penalty {ask.repetition_penalty:g} is out of range: use more than 0 and at most "
-            f"{MAX_REPETITION_PENALTY:g}; 1 means none"
+            f"repetition_penalty {ask.repetition_penalty:g} is out of range: use "
+            f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}; 1 means none"
         )
     for name, penalty in (
         ("frequency_penalty", ask.frequency_penalty),

@@ -9,11 +9,12 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tokenmux.core.errors import InvalidRequest
+from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import Ask, Prompt
 
 _ASK_FIELDS = frozenset(field.name for field in fields(Ask))
@@ -36,6 +37,34 @@ NOT_SERVED: Mapping[str, tuple[object, ...]] = {
 }
 """Parameters of the dialect that would change the output and are not served, each with the values that
 change nothing. Any other value is an error: half of what was asked for is worse than nothing."""
+
+
+BodyItem = TypeVar("BodyItem")
+ListOf = Annotated[list[BodyItem], Field(fail_fast=True)]
+"""A list in a body; its first wrong item is the last one that is looked at. A body has room for a million of
+them, and an error for each, for each form that the field may have, took 20 s of the event loop."""
+
+
+def at_most(limit: int, what: str, field: str) -> BeforeValidator:
+    """Refuses a longer list or object before its items are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list | dict):
+            check_count(what, value, limit, field=field)
+        return value
+
+    return BeforeValidator(check)
+
+
+def few_prompts(limit: int, what: str, field: str) -> BeforeValidator:
+    """As `at_most`, for what is a list of prompts, unless it holds the token ids of one."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list) and value and not isinstance(value[0], int):
+            check_count(what, value, limit, field=field)
+        return value
+
+    return BeforeValidator(check)
 
 
 def unchanged(value: Any) -> Any:

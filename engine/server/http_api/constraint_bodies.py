@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.constraint_rules import choice_of
 from tokenmux.server.front.generation import Constraint
-from tokenmux.server.http_api.body_fields import Lenient
+from tokenmux.server.http_api.body_fields import Lenient, ListOf
 
 
 class SchemaBody(Lenient):
@@ -35,7 +35,7 @@ class StructuredOutputs(Lenient):
 
     json_document: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: ListOf[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: Any = None

@@ -8,7 +8,7 @@ from pydantic import Field
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Chat, ChatMessage, ToolChoice, ToolMode
 from tokenmux.server.front.tool_use import call_for_template
-from tokenmux.server.http_api.body_fields import Lenient
+from tokenmux.server.http_api.body_fields import Lenient, ListOf
 
 NAME_PATTERN = "^[a-zA-Z0-9_.-]{1,64}$"
 
@@ -43,8 +43,8 @@ class MessageBody(Lenient):
     """
 
     role: str
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[CallBody] | None = None
+    content: str | ListOf[ContentPart] | None = None
+    tool_calls: ListOf[CallBody] | None = None
     tool_call_id: str | None = None
     name: str | None = None
 

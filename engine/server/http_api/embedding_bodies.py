@@ -4,19 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from tokenmux.server.http_api.body_fields import Lenient
+from tokenmux.server.front.embeddings import MAX_INPUTS
+from tokenmux.server.http_api.body_fields import Lenient, ListOf, few_prompts
 
 
 class EmbeddingBody(Lenient):
     """The body of `POST /v1/embeddings`."""
 
     model: str
-    input: (
+    input: Annotated[
         Annotated[str, Field(title="one text")]
-        | Annotated[list[int], Field(title="the token ids of one input")]
-        | Annotated[list[str], Field(title="texts")]
-        | Annotated[list[list[int]], Field(title="the token ids of each input")]
-    )
+        | Annotated[ListOf[int], Field(title="the token ids of one input")]
+        | Annotated[ListOf[str], Field(title="texts")]
+        | Annotated[ListOf[ListOf[int]], Field(title="the token ids of each input")],
+        few_prompts(MAX_INPUTS, "inputs", "input"),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     """base64: the numbers as float32, little-endian. Default: float."""
     dimensions: int | None = None

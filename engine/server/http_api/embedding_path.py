@@ -9,8 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.api_keys import AUTHORIZATION
-from tokenmux.server.front.counts import check_count
-from tokenmux.server.front.embeddings import MAX_INPUTS, EmbedAsk, Embedded
+from tokenmux.server.front.embeddings import EmbedAsk, Embedded
 from tokenmux.server.front.generation import Text, TokenIds
 from tokenmux.server.front.service import FrontService
 from tokenmux.server.http_api.body_fields import check_served
@@ -69,7 +68,6 @@ def _inputs_of(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]])
     ids = [one for one in given if isinstance(one, int)]
     if ids:
         return (TokenIds(ids),)
-    check_count("inputs", given, MAX_INPUTS, field="inputs")
     for one in given:
         if isinstance(one, str):
             found.append(Text(one))

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
-from tokenmux.server.front.counts import check_count
 from tokenmux.server.front.generation import Prompt, Text, TokenIds
-from tokenmux.server.http_api.body_fields import AskBody, Lenient, To
+from tokenmux.server.front.sampling_rules import MAX_BIASES
+from tokenmux.server.http_api.body_fields import AskBody, Lenient, ListOf, To, at_most, few_prompts
 from tokenmux.server.http_api.constraint_bodies import (
     ResponseFormat,
     SchemaBody,
@@ -51,7 +51,6 @@ def prompts_of(prompt: str | list[Any]) -> Sequence[Prompt]:
         return (Text(prompt),)
     if not prompt or isinstance(prompt[0], int):
         return (TokenIds(prompt),)
-    check_count("prompts", prompt, MAX_PROMPTS, field="prompt")
     return [Text(one) if isinstance(one, str) else TokenIds(one) for one in prompt]
 
 
@@ -97,10 +96,14 @@ class GenerationBody(AskBody):
     presence_penalty: Annotated[float | None, To("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, To("frequency_penalty")] = None
     repetition_penalty: Annotated[float | None, To("repetition_penalty")] = None
-    logit_bias: Annotated[dict[str, float] | None, To("logit_bias", by=biases_of)] = None
-    bad_words: Annotated[list[str] | None, To("bad_words", by=tuple)] = None
-    stop: Annotated[str | list[str] | None, To("stop_strings", by=strings_of)] = None
-    stop_token_ids: Annotated[list[int] | None, To("stop_token_ids", by=tuple)] = None
+    logit_bias: Annotated[
+        dict[str, float] | None,
+        at_most(MAX_BIASES, "tokens in logit_bias", "logit_bias"),
+        To("logit_bias", by=biases_of),
+    ] = None
+    bad_words: Annotated[ListOf[str] | None, To("bad_words", by=tuple)] = None
+    stop: Annotated[str | ListOf[str] | None, To("stop_strings", by=strings_of)] = None
+    stop_token_ids: Annotated[ListOf[int] | None, To("stop_token_ids", by=tuple)] = None
     min_tokens: Annotated[int | None, To("min_tokens")] = None
     include_stop_str_in_output: Annotated[bool | None, To("include_stop_string")] = None
     skip_special_tokens: Annotated[bool | None, To("skip_special_tokens")] = None
@@ -138,9 +141,10 @@ class CompletionBody(GenerationBody):
 
     prompt: Annotated[
         Annotated[str, Field(title="text")]
-        | Annotated[list[int], Field(title="token ids")]
-        | Annotated[list[str], Field(title="texts")]
-        | Annotated[list[list[int]], Field(title="lists of token ids")],
+        | Annotated[ListOf[int], Field(title="token ids")]
+        | Annotated[ListOf[str], Field(title="texts")]
+        | Annotated[ListOf[ListOf[int]], Field(title="lists of token ids")],
+        few_prompts(MAX_PROMPTS, "prompts", "prompt"),
         To("prompt", by=first_prompt_of),
     ]
     max_tokens: Annotated[int | None, To("max_tokens")] = OPENAI_COMPLETION_TOKENS
@@ -161,19 +165,19 @@ class CompletionBody(GenerationBody):
 class ChatBody(GenerationBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[MessageBody], To("prompt", by=conversation_of)]
+    messages: Annotated[ListOf[MessageBody], To("prompt", by=conversation_of)]
     max_completion_tokens: Annotated[int | None, To("max_tokens")] = None
     max_tokens: Annotated[int | None, To("max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, To("logprobs")] = None
 
-    tools: list[ToolBody] | None = None
+    tools: ListOf[ToolBody] | None = None
     tool_choice: Annotated[
         Literal["none", "auto", "required", "text"] | NamedTool | None, To("tool_choice", by=choice_of_body)
     ] = None
     parallel_tool_calls: Annotated[bool | None, To("several_calls")] = None
     """If false, calls after the first are left out."""
-    documents: list[dict[str, Any]] | None = None
+    documents: ListOf[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None

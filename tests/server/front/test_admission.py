@@ -16,7 +16,8 @@ from tokenmux.core.errors import (
     TokenmuxError,
 )
 from tokenmux.core.request import ServiceLevel
-from tokenmux.messages.commands import Cancel, Submit
+from tokenmux.messages.codec import ORDERS
+from tokenmux.messages.commands import Cancel, Order, Submit, Ticket
 from tokenmux.server.front.generation import (
     Chat,
     ChatMessage,
@@ -44,6 +45,16 @@ async def test_everything_that_is_asked_reaches_the_node() -> None:
     assert (submit.min_tokens, submit.stop_token_ids) == (2, {END, 9})
     assert (request.n_prompt, request.max_tokens, request.arrival_s) == (3, 4, 100.0)
     assert (request.service, request.tenant, request.weight) == (ServiceLevel(1.0, 0.5), "team", 2.0)
+
+
+async def test_a_top_k_of_more_than_the_vocabulary_is_all_of_it() -> None:
+    """No message holds an integer of more than 64 bits."""
+    hub = ScriptedNodes(auto=True)
+    async with started(hub) as front:
+        await events_of(front, ask(top_k=2**64))
+        submit = await hub.next(Submit)
+    assert submit.sampling.top_k == VOCAB
+    assert ORDERS.encode(Order(Ticket(1), submit))
 
 
 async def test_chat_goes_through_the_template_and_token_ids_do_not() -> None:

@@ -7,10 +7,11 @@ from tests.server.scripted_models import END, facts
 from tokenmux.core.errors import (
     Ended,
     InternalError,
+    NotServable,
 )
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, ServiceLevel
-from tokenmux.messages.commands import Cancel, Submit
+from tokenmux.messages.commands import Cancel, Order, Submit
 from tokenmux.messages.reports import Finished, Tokens
 from tokenmux.server.front.generation import (
     FinishInfo,
@@ -127,3 +128,25 @@ async def test_leaving_cancels_and_the_place_is_kept_until_the_node_confirms() -
         assert (front.n_live, front.node.requests.n_of(facts("letters").id)) == (1, 0)
         hub.post(Finished(stream.id, FinishReason.CANCELLED, 100.0))
         await until(lambda: front.n_live == 0)
+
+
+async def test_a_request_that_cannot_be_sent_is_refused_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would hold its place for ever, since no node says that it ended."""
+    hub = ScriptedNodes()
+    async with started(hub) as front:
+        send = hub.node.send
+
+        def fails_once(order: Order) -> None:
+            monkeypatch.setattr(hub.node, "send", send)
+            raise NotServable("it has too many bits")
+
+        monkeypatch.setattr(hub.node, "send", fails_once)
+        with pytest.raises(NotServable, match="too many bits"):
+            await events_of(front, ask(n=2))
+        assert front.n_live == 0
+        assert await hub.next(Cancel)
+        async with front.open(ask()) as stream:
+            hub.post(Finished(stream.id, FinishReason.LENGTH, 100.0))
+            assert [event async for event in stream]

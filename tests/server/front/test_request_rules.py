@@ -51,7 +51,7 @@ def test_a_number_is_refused_or_within_its_bounds(
     assert 0.001 <= ask.timeout_s <= 86_400
     assert 0.01 <= ask.weight <= 100
     assert 0 <= ask.min_p <= 1
-    assert ask.repetition_penalty > 0
+    assert ask.repetition_penalty >= 0.001
     assert max(abs(ask.frequency_penalty), abs(ask.presence_penalty)) <= 2
 
 
@@ -63,7 +63,7 @@ NAN = float("nan")
     [
         ({"min_p": 1.01}, "min_p 1.01 is out of range: use 0"),
         ({"min_p": NAN}, "min_p nan is out of range"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty 0 is out of range: use more than 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0 is out of range: use 0.001 to 10"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty inf is out of range"),
         ({"frequency_penalty": -2.1}, "frequency_penalty -2.1 is out of range: use -2 to 2"),
         ({"presence_penalty": NAN}, "presence_penalty nan is out of range: use -2 to 2"),
