@@ -8,14 +8,13 @@ simulator.
     body ── settle() ──▶ instances that have changed decide, and requests on their way arrive
 
 A body applies what has happened and then calls `settle`, which leaves nothing undone; at `next_expiry_s` it
-calls `expire` before. `hold`, `drain`,
-`lose`, `add` and `remove` change which instances there are; call `settle` after them too.
+calls `expire` before. `hold`, `drain`, `lose`, `add` and `remove` change which instances there are; call
+`settle` after them too.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from tokenmux.core.clock import Clock
@@ -31,16 +30,19 @@ from tokenmux.core.event import (
     Paused,
     Resumed,
     StepDone,
-    Withdrawn,
 )
 from tokenmux.core.facts import ModelFacts, ModelId
 from tokenmux.core.request import FinishReason, Request, RequestId
 from tokenmux.core.started import StartedActivation, StartedFetch
 from tokenmux.scheduler.instance.instance import Instance
-from tokenmux.scheduler.policy.pool.pool_policy import Move, PoolPolicy, Refuse
+from tokenmux.scheduler.policy.pool.pool_policy import PoolPolicy, Refuse
 from tokenmux.scheduler.pool import operators
+from tokenmux.scheduler.pool.agenda import Agenda
 from tokenmux.scheduler.pool.expiries import Expiries
 from tokenmux.scheduler.pool.members import Members
+from tokenmux.scheduler.pool.moves import Moves
+from tokenmux.scheduler.pool.placing import Placing
+from tokenmux.scheduler.pool.whereabouts import Whereabouts
 
 
 class PoolBody(Protocol):
@@ -51,18 +53,6 @@ class PoolBody(Protocol):
         order. Called with every effect; what concerns other instances the pool does itself. Only `post` may
         be called meanwhile."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Transit:
-    """A request that has left an instance and not arrived yet."""
-
-    source: int
-    instance: Instance
-    """The one that it left. It may have been lost since then."""
-    target: int | None
-    """Where the pool policy moves it; None: it will be placed when it arrives."""
-    arrived: Arrived
 
 
 class Pool:
@@ -84,27 +74,18 @@ class Pool:
         `add_model` or by `apply`. A request fits an instance that has room for `n_tokens` of it; a simulation
         knows better than its limit."""
         self.policy = policy
-        self.n_moves = 0
-        """Number of moves that the policy asked for."""
         self._members = Members(instances, n_tokens)
-        self._n_tokens = n_tokens
         self._body = body
         self._clock = clock
         self._models = models or {}
         self._added: dict[ModelId, ModelFacts] = {}
-        self._where: dict[RequestId, int] = {}
-        """The instance of every live request that is on one."""
-        self._asked: dict[RequestId, int | None] = {}
-        """Requests that have been asked to leave their instance, with the target if the policy named one."""
-        self._in_transit: dict[RequestId, _Transit] = {}
         self._expiries = Expiries()
-        self._pending: deque[tuple[int | None, Event]] = deque()
-        """Events that have been caused and not applied yet, with the index of their instance; None: wherever
-        the request is."""
-        self._changed: dict[int, None] = {}
-        """Instances that have to decide, in order."""
-        self._loaded: deque[tuple[int, StartedActivation | StartedFetch]] = deque()
-        """Loads that have ended and of which other instances have not been told yet."""
+        self._whereabouts = Whereabouts()
+        self._agenda = Agenda(self._members)
+        self._placing = Placing(policy, self._members, self, n_tokens)
+        self._moves = Moves(
+            policy, self._members, self._whereabouts, self._agenda, self._placing, self, self.apply
+        )
 
     # ── what a pool policy asks ─────────────────────────────────────────────────────────────────────────────
 
@@ -145,17 +126,12 @@ class Pool:
 
     def submit(self, arrived: Arrived) -> int | Refuse:
         """Place a request and apply its arrival. Returns the index of its instance, or why there is none."""
-        request = arrived.request
-        if not self._is_taken(request):
-            return Refuse(self._why_not(request))
-        answer = self.policy.place(request, self)
-        if isinstance(answer, Refuse):
-            return answer
-        if not self.takes(answer.instance, request):
-            raise InternalError(f"{self.policy.name} placed {request.id} on instance {answer.instance}")
-        self._expiries.add(request)
-        self._arrive(answer.instance, arrived)
-        return answer.instance
+        index = self._placing.place(arrived.request)
+        if isinstance(index, Refuse):
+            return index
+        self._expiries.add(arrived.request)
+        self.apply(index, replace(arrived, at_s=self.now_s))
+        return index
 
     @property
     def next_expiry_s(self) -> float:
@@ -169,19 +145,24 @@ class Pool:
 
     def index_of(self, request: RequestId) -> int | None:
         """The instance that has the request; None if it is on its way to another, or not live."""
-        return self._where.get(request)
+        return self._whereabouts.on.get(request)
 
     def has(self, request: RequestId) -> bool:
         """True if the request is live: on an instance, or on its way to one."""
-        return request in self._where or request in self._in_transit
+        return self._whereabouts.has(request)
+
+    @property
+    def n_moves(self) -> int:
+        """Number of moves that the policy has asked for."""
+        return self._moves.n_begun
 
     def apply_to_request(self, event: Cancelled | Paused | Resumed) -> None:
         """Apply an event to the instance that has its request. It follows one that is on its way, and
         changes nothing if the request is over."""
-        if event.request in self._in_transit:
-            self._pending.append((None, event))
-        elif event.request in self._where:
-            self.apply(self._where[event.request], event)
+        if event.request in self._whereabouts.between:
+            self.post_to_request(event)
+        elif event.request in self._whereabouts.on:
+            self.apply(self._whereabouts.on[event.request], event)
 
     # ── events and decisions ────────────────────────────────────────────────────────────────────────────────
 
@@ -191,35 +172,36 @@ class Pool:
         instance = self.instances[index]
         if isinstance(event, Arrived):
             self._introduce(index, event.request.model)
-            self._where[event.request.id] = index
+            self._whereabouts.on[event.request.id] = index
         self._carry_out(index, instance.apply(event))
         self._members.note(index, event)
         for move in self.policy.on_event(index, event, self):
-            self._move(move)
-        self._mark(index)
+            self._moves.begin(move)
+        self._agenda.mark(index)
         if isinstance(event, Cancelled | Paused) and instance.any_on_disk:
-            self._mark_sharers(index)  # their fetches may have respected a claim that is gone
+            self._agenda.mark_sharers(index)  # their fetches may have respected a claim that is gone
 
     def post(self, index: int, event: Event) -> None:
         """Have `settle` apply an event, after those that are waiting already: for a body that is carrying
         effects out."""
-        self._pending.append((index, event))
+        self._agenda.events.append((index, event))
 
-    def post_to_request(self, event: Paused | Resumed) -> None:
+    def post_to_request(self, event: Cancelled | Paused | Resumed) -> None:
         """As `post`, to the instance that has the request by then."""
-        self._pending.append((None, event))
+        self._agenda.events.append((None, event))
 
     def settle(self) -> None:
         """Have every instance that has changed decide, and carry out all that follows."""
+        agenda = self._agenda
         while True:
-            if self._changed:
-                index = next(iter(self._changed))
-                del self._changed[index]
+            if agenda.changed:
+                index = next(iter(agenda.changed))
+                del agenda.changed[index]
                 self._decide(index)
-            elif self._pending:
-                self._apply_next(*self._pending.popleft())
-            elif self._loaded:
-                self._tell_sharers(*self._loaded.popleft())
+            elif agenda.events:
+                self._apply_next(*agenda.events.popleft())
+            elif agenda.loaded:
+                self._tell_sharers(*agenda.loaded.popleft())
             else:
                 return
 
@@ -246,14 +228,14 @@ class Pool:
         that fit nowhere else."""
         self._members.held.add(index)
         self._members.changed()
-        self._changed.pop(index, None)
+        self._agenda.changed.pop(index, None)
 
     def release(self, index: int) -> None:
         """The device of a held instance is there."""
         self._members.held.discard(index)
         self._members.changed()
-        self._mark(index)
-        self._evacuate()
+        self._agenda.mark(index)
+        self._moves.evacuate()
 
     def drain(self, index: int) -> None:
         """From now on place nothing on this instance, and move its requests and its pins to others. Requests
@@ -265,19 +247,17 @@ class Pool:
             self.apply(index, ModelWanted(self.now_s, model, pinned=False))
         self._members.closed.add(index)
         self._members.changed()
-        self._evacuate()
+        self._moves.evacuate()
 
     def undrain(self, index: int) -> None:
         """Let a drained instance take requests again."""
         self._members.closed.discard(index)
         self._members.changed()
-        self._evacuate()
+        self._moves.evacuate()
 
     def is_empty(self, index: int) -> bool:
         """True if no request is on this instance or on its way there."""
-        coming = (*self._asked.values(), *(transit.target for transit in self._in_transit.values()))
-        staying = (t.source for t in self._in_transit.values() if t.target is None)
-        return not self.instances[index].requests and index not in coming and index not in staying
+        return not self.instances[index].requests and not self._whereabouts.may_come_to(index)
 
     def add(self, instance: Instance, *, held: bool = False) -> int:
         """Add an instance, `held` if its device is not there yet. Returns its index."""
@@ -286,8 +266,8 @@ class Pool:
             self.hold(index)
         for facts in self._added.values():
             self.apply(index, ModelAdded(self.now_s, facts))
-        self._mark(index)
-        self._evacuate()
+        self._agenda.mark(index)
+        self._moves.evacuate()
         return index
 
     def remove(self, index: int) -> None:
@@ -300,8 +280,8 @@ class Pool:
         self._members.held.discard(index)
         self._members.closed.discard(index)
         self._members.changed()
-        self._forget_events(index)
-        self._mark_sharers(index)
+        self._agenda.forget(index)
+        self._agenda.mark_sharers(index)
 
     def lose(self, index: int, replacement: Instance, step: StepDone | None = None) -> None:
         """The device of an instance is lost, with the KV that was only there. `replacement` takes its slot,
@@ -313,21 +293,21 @@ class Pool:
         """
         lost = self.instances[index]
         sharers = self._members.sharers[index]
-        self._forget_events(index)
-        n_pending = len(self._pending)
+        self._agenda.forget(index)
+        n_waiting = len(self._agenda.events)
         self._carry_out(index, lost.abandon(self.now_s, step))
-        leaving = [self._pending.pop() for _ in range(len(self._pending) - n_pending)]
+        leaving = self._agenda.take_events(n_waiting)
         self._members.replace(index, replacement)
         for model in lost.models.values():
             self.apply(index, ModelAdded(self.now_s, model.facts))
             if model.pinned or model.wanted:
                 wish = ModelWanted(self.now_s, model.facts.id, model.wanted or None, model.pinned or None)
                 self.apply(index, wish)
-        for target, event in reversed(leaving):
+        for target, event in leaving:
             self._apply_next(target, event)
-        self._mark(index)
+        self._agenda.mark(index)
         for sharer in sharers:
-            self._mark(sharer)
+            self._agenda.mark(sharer)
 
     # ── what operators may change ───────────────────────────────────────────────────────────────────────────
 
@@ -352,29 +332,19 @@ class Pool:
         knows where its requests are."""
         for index in self._members.present:
             self.instances[index].check_integrity()
-        where = {request: i for i in self._members.present for request in self.instances[i].requests}
-        if where != self._where or where.keys() & self._in_transit.keys():
-            raise InternalError("pool: a request is not where it should be")
-        if self._asked.keys() - where.keys():
-            raise InternalError("pool: a request that is over was asked to leave")
+        self._whereabouts.check_integrity(
+            {request: i for i in self._members.present for request in self.instances[i].requests}
+        )
 
     # ── parts of the above ──────────────────────────────────────────────────────────────────────────────────
-
-    def _mark(self, index: int) -> None:
-        if index not in self._members.held and index not in self._members.removed:
-            self._changed[index] = None
-
-    def _mark_sharers(self, index: int) -> None:
-        for sharer in self._members.sharers[index]:
-            self._mark(sharer)
 
     def _decide(self, index: int) -> None:
         self._carry_out(index, self.instances[index].decide(self.now_s))
 
     def _apply_next(self, index: int | None, event: Event) -> None:
         match event:
-            case Arrived(_, request) if request.id in self._in_transit:
-                self._end_transit(self._in_transit.pop(request.id))
+            case Arrived(_, request) if request.id in self._whereabouts.between:
+                self._moves.arrive(request.id)
             case Cancelled() | Paused() | Resumed() if index is None:
                 self.apply_to_request(event)
             case _ if index is not None:
@@ -387,116 +357,25 @@ class Pool:
         for effect in effects:
             if isinstance(effect, CopyEnded):
                 if isinstance(effect.started, StartedActivation | StartedFetch):
-                    self._loaded.append((index, effect.started))
+                    self._agenda.loaded.append((index, effect.started))
             elif isinstance(effect, RequestEnded):
                 self._ended(index, effect.record.request)
             elif isinstance(effect, RequestLeft):
-                self._left(index, effect.arrival)
+                if self.instances[index].any_on_disk:
+                    self._agenda.mark_sharers(index)
+                self._moves.left(index, effect.arrival)
 
     def _ended(self, index: int, request: Request) -> None:
-        del self._where[request.id]
         self._expiries.forget(request.id)
+        target = self._whereabouts.leave(request.id)
         self.policy.on_left(index, request)
-        target = self._asked.pop(request.id, None)
         if target is not None:
             self.policy.on_left(target, request)
-
-    def _left(self, index: int, arrived: Arrived) -> None:
-        request = arrived.request
-        del self._where[request.id]
-        if self.instances[index].any_on_disk:
-            self._mark_sharers(index)
-        target = self._asked.pop(request.id, None)
-        if target is not None:
-            self.policy.on_left(index, request)
-        self._in_transit[request.id] = _Transit(index, self.instances[index], target, arrived)
-        self._pending.append((None, arrived))
-
-    def _end_transit(self, transit: _Transit) -> None:
-        """Have a request arrive: where the policy moves it, where the policy places it, or (if no other
-        instance takes it) where it came from."""
-        request, target = transit.arrived.request, transit.target
-        if target is not None and not self.takes(target, request) and self._is_taken(request):
-            self.policy.on_left(target, request)
-            target = self._place_again(transit.source, request)
-        elif target is None and self._is_taken(request, but=transit.source):
-            self.policy.on_left(transit.source, request)
-            target = self._place_again(transit.source, request)
-        self._bring(transit, transit.source if target is None else target)
-
-    def _bring(self, transit: _Transit, index: int) -> None:
-        """Have a request arrive with the KV that the host has of it.
-
-        Instances that share host KV hand it over as it is. From the host of another instance it is copied,
-        unless that was lost. It ends on the grid of cells of its next instance.
-        """
-        arrived, left, instance = transit.arrived, transit.instance, self.instances[index]
-        n_kept = arrived.n_kept
-        was_lost = self.instances[transit.source] is not left
-        if was_lost and instance.ledger.host_kv is not left.ledger.host_kv:
-            n_kept = 0
-        if n_kept < arrived.request.n_prompt:
-            n_kept -= n_kept % instance.device.cell_tokens
-        self._arrive(index, replace(arrived, n_kept=n_kept))
-        left.ledger.host_kv.forget(arrived.request.id)
-
-    def _place_again(self, source: int, request: Request) -> int:
-        """Place a request that was accepted before. A policy that refuses it leaves it on its instance."""
-        answer = self.policy.place(request, self)
-        if isinstance(answer, Refuse):
-            return source
-        if answer.instance != source and not self.takes(answer.instance, request):
-            raise InternalError(f"{self.policy.name} placed {request.id} on instance {answer.instance}")
-        return answer.instance
-
-    def _is_taken(self, request: Request, but: int | None = None) -> bool:
-        """True if an instance other than `but` takes the request."""
-        return any(self.takes(i, request) for i in range(len(self.instances)) if i != but)
-
-    def _why_not(self, request: Request) -> str:
-        facts = self.facts(request.model)
-        if any(self._members.fits(index, request, facts) for index in self._members.present):
-            return "every device that could serve this is being drained: let one serve again, or add one"
-        n_tokens = self._n_tokens(request)
-        return (
-            f"no device has room for {n_tokens} tokens of {request.model}: ask for fewer, or add a larger one"
-        )
-
-    def _arrive(self, index: int, arrived: Arrived) -> None:
-        self.apply(index, replace(arrived, at_s=self.now_s))
 
     def _introduce(self, index: int, model: ModelId) -> None:
         instance = self.instances[index]
         if model not in instance.models and model in self._models:
             self._carry_out(index, instance.apply(ModelAdded(self.now_s, self._models[model])))
-
-    def _move(self, move: Move) -> None:
-        if self._where.get(move.request) != move.source:
-            raise InternalError(f"{self.policy.name} moves {move.request}, which is not on {move.source}")
-        if move.request in self._asked:
-            # It is leaving a drained instance already, and will be placed.
-            request = self.instances[move.source].requests[move.request].request
-            self.policy.on_left(move.target, request)
-            return
-        self.n_moves += 1
-        self._withdraw(move.source, move.request, move.target)
-
-    def _withdraw(self, index: int, request: RequestId, target: int | None) -> None:
-        self._asked[request] = target
-        self._pending.append((index, Withdrawn(self.now_s, request, with_kv=True)))
-
-    def _evacuate(self) -> None:
-        """Withdraw requests of instances that do not serve, if another one takes them."""
-        for index in sorted(self._members.closed | self._members.held):
-            for state in self.instances[index].requests.values():
-                can_leave = state.to_end is None and state.id not in self._asked
-                if can_leave and self._is_taken(state.request, but=index):
-                    self._withdraw(index, state.id, None)
-
-    def _forget_events(self, index: int) -> None:
-        """Drop events that were on their way to an instance that is no longer there."""
-        self._pending = deque(entry for entry in self._pending if entry[0] != index)
-        self._changed.pop(index, None)
 
     def _tell_sharers(self, index: int, load: StartedActivation | StartedFetch) -> None:
         """Ask others on the same host again, since the host cache has changed.

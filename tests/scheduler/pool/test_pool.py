@@ -305,7 +305,7 @@ def test_others_fetch_what_a_device_that_is_gone_was_fetching(how: str) -> None:
             world.pool.lose(0, world.instance(LARGE))
         else:
             world.pool.remove(0)
-        world.pool._changed.pop(0, None)
+        world.pool._agenda.changed.pop(0, None)
         world.pool.settle()
         assert world.pool.instances[1].in_flight(Channel.FETCH)
 
@@ -419,7 +419,7 @@ def test_an_event_catches_up_with_a_request_between_two_instances(event: Cancell
     assert pool.index_of(R) == 1
     pool.undrain(0)
     pool.drain(1)
-    pool._apply_next(*pool._pending.popleft())
+    pool._apply_next(*pool._agenda.events.popleft())
     assert pool.index_of(R) is None
     assert pool.has(R)
     assert not pool.is_empty(1), "it may come back"
@@ -439,7 +439,7 @@ def move(world: World) -> None:
     assert isinstance(policy, LeastLoaded)
     policy._homes[A.id][1] = 0
     policy._moving[R] = (A.id, 1)
-    world.pool._move(Move(R, 0, 1))
+    world.pool._moves.begin(Move(R, 0, 1))
 
 
 def test_a_move_to_an_instance_that_closes_meanwhile_goes_elsewhere() -> None:
@@ -463,7 +463,7 @@ def test_a_move_that_a_loss_overtakes_is_over() -> None:
     move(world)
     pool.drain(1)
     pool.lose(0, world.instance(LARGE))
-    pool._changed.clear()
+    pool._agenda.changed.clear()
     pool.settle()
     assert world.entered[R] == [0, 0]
     pool.apply_to_request(Cancelled(0.0, R))
@@ -491,7 +491,7 @@ def test_a_model_that_is_removed_takes_requests_along_that_are_between_two_insta
     pool.add_model(A)
     pool.submit(Arrived(0.0, make_request("r", A)))
     pool.drain(0)
-    pool._apply_next(*pool._pending.popleft())
+    pool._apply_next(*pool._agenda.events.popleft())
     assert pool.index_of(R) is None
     pool.remove_model(A.id)
     pool.settle()
