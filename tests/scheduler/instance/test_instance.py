@@ -22,7 +22,6 @@ from tests.scheduler.instance.scenes import (
 from tokenmux.core.effects import RequestLeft
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import (
-    SUPERSEDED,
     Arrived,
     Cancelled,
     CopyDone,
@@ -237,7 +236,7 @@ def test_an_activation_that_is_superseded_leaves_the_model_in_host_memory() -> N
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     body.complete(Channel.FETCH)
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
-    body.complete(Channel.COPY_IN, error=SUPERSEDED)
+    body.complete(Channel.COPY_IN, superseded=True)
     assert body.instance.models[A.id].residency is Residency.HOST
     assert body.ledger.arena.used_bytes == 0
     assert R in body.instance.requests

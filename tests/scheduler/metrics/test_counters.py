@@ -284,6 +284,14 @@ def test_kv_that_was_paged_is_counted_in_bytes() -> None:
     assert (metrics.paged_in_bytes, metrics.paged_out_bytes) == (100, 60)
 
 
+def test_copies_that_were_superseded_are_counted_and_their_bytes_are_not() -> None:
+    metrics = Metrics()
+    went = StartedPageOut(1, 0.0, PageOut((R,)), (), 30)
+    for superseded in (False, True, True):
+        count(metrics, 2.0, (CopyEnded(went, CopyDone(2.0, 1, superseded=superseded)),))
+    assert (metrics.n_superseded, metrics.paged_out_bytes) == (2, 30)
+
+
 def test_a_failed_request_is_not_on_time() -> None:
     request = Request(RequestId("r"), ModelId("m"), 1, 20, 10.0)
     counters = ServiceCounters()
