@@ -398,9 +398,9 @@ def test_a_model_is_as_urgent_as_its_most_urgent_request() -> None:
     del body.ended[S]
     body.apply(Arrived(body.now_s, urgent))
     a = body.instance.models[A.id]
-    assert a.deadline_s == a.runnable_deadline_s == urgent.deadline_s(0)
+    assert a.due_s == a.runnable_due_s == urgent.deadline_s(0)
     body.apply(Paused(body.now_s, S))
-    assert a.deadline_s == body.instance.requests[R].deadline_s
+    assert a.due_s == body.instance.requests[R].deadline_s
 
 
 def test_phases_are_told_once_each_as_they_change() -> None:
