@@ -1,20 +1,20 @@
 """Where requests are: the books are checked against the instances'."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
+from tests.scheduler.pool.worlds import MODELS, World, slow_device
 from tokenmux.core.errors import InternalError
+from tokenmux.core.event import Arrived
 from tokenmux.core.request import RequestId
 from tokenmux.scheduler.pool.whereabouts import Transit, Whereabouts
+from tokenmux.testing import make_request
 
 R, S = RequestId("r"), RequestId("s")
-NOBODY: Any = SimpleNamespace()
 
 
 def transit(source: int, target: int | None) -> Transit:
-    return Transit(source, NOBODY, target, NOBODY)
+    instance = World([slow_device(6_000)]).pool.instances[0]
+    return Transit(source, instance, target, Arrived(0.0, make_request("r", MODELS[0])))
 
 
 def test_a_request_may_come_where_it_was_asked_to_go_or_go_back_if_nobody_said_where() -> None:
