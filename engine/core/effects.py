@@ -33,8 +33,8 @@ INTERRUPT = Interrupt()
 
 @dataclass(frozen=True, slots=True)
 class Supersede:
-    """The activation or fetch in flight with the id `operation` should end at its next chunk, as
-    `CopyDone` with the error `SUPERSEDED`."""
+    """The activation or fetch in flight with the id `operation` should end at its next chunk, as a
+    `superseded` `CopyDone`."""
 
     operation: int
 

@@ -117,19 +117,21 @@ class StepDone:
     finished: tuple[tuple[RequestId, FinishReason], ...] = ()
 
 
-SUPERSEDED = "superseded by something more urgent"
-"""The `error` of a copy or fetch that was stopped early on request."""
-
-
 @dataclass(frozen=True, slots=True)
 class CopyDone:
-    """A copy or fetch ended. `error` says why it failed, if it did, and `code` what kind of error that is, if
-    known. The channel is free in either case."""
+    """A copy or fetch ended: it succeeded, was `superseded` (stopped early on request), or failed. `error`
+    says why it failed, and `code` what kind of error that is, if known. The channel is free in any case."""
 
     at_s: float
     operation: int
     error: str = ""
     code: ErrorCode | None = None
+    superseded: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True if everything was copied."""
+        return not self.error and not self.superseded
 
 
 Event = (

@@ -68,7 +68,7 @@ class Device(Protocol):
         ...
 
     def stop_copy(self, operation: OperationId) -> None:
-        """Stop this copy of weights or fetch at its next chunk, with the error `SUPERSEDED`. It may complete
+        """Stop this copy of weights or fetch at its next chunk: it completes as `superseded`. It may succeed
         first."""
         ...
 

@@ -6,7 +6,6 @@ from threading import Event
 
 from tokenmux.core.clock import Clock
 from tokenmux.core.errors import TokenmuxError
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.device.device_protocol import Post
 from tokenmux.messages.completions import CopyCompleted, CopyProgressed
 from tokenmux.messages.launches import OperationId
@@ -35,9 +34,6 @@ def progress_of(operation: OperationId, n_bytes: int, clock: Clock, post: Post) 
 class SupersededError(Exception):
     """A copy or fetch stopped early on request."""
 
-    def __init__(self) -> None:
-        super().__init__(SUPERSEDED)
-
 
 def until_stopped(report: Callable[[int], None], stop: Event) -> Callable[[int], None]:
     """`report`, but raising SupersededError once `stop` is set."""
@@ -54,5 +50,6 @@ def failed_copy(
     operation: OperationId, at_s: float, problem: TokenmuxError | SupersededError
 ) -> CopyCompleted:
     """The completion of a copy or fetch that did not succeed."""
-    code = problem.code if isinstance(problem, TokenmuxError) else None
-    return CopyCompleted(operation, at_s, str(problem), code)
+    if isinstance(problem, SupersededError):
+        return CopyCompleted(operation, at_s, superseded=True)
+    return CopyCompleted(operation, at_s, str(problem), problem.code)

@@ -41,13 +41,14 @@ class StepCompleted(Struct, frozen=True, array_like=True, tag=True):
 
 
 class CopyCompleted(Struct, frozen=True, array_like=True, tag=True):
-    """A copy, a move or a fetch ended. `error` says why it failed, if it did; `code` is the error's, if
-    known."""
+    """A copy, a move or a fetch ended: it succeeded, was `superseded` (stopped early by `StopCopy`), or
+    failed. `error` says why it failed; `code` is the error's, if known."""
 
     operation: OperationId
     at_s: float
     error: str = ""
     code: ErrorCode | None = None
+    superseded: bool = False
 
 
 class CopyProgressed(Struct, frozen=True, array_like=True, tag=True):

@@ -22,7 +22,6 @@ from tokenmux.core.effects import (
     Supersede,
 )
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ImageId, InstanceId
 from tokenmux.core.phases import PhaseChanged
 from tokenmux.core.plan import Discard, Drop, Evict
@@ -93,8 +92,8 @@ class CarriedOut:
                 case Supersede(operation):
                     device.say(StopCopy(OperationId(operation)))
                 case CopyEnded(started, done):
-                    device.copy_ended(started, failed=bool(done.error))
-                    if isinstance(started, StartedActivation) and done.error not in ("", SUPERSEDED):
+                    device.copy_ended(started, failed=not done.ok)
+                    if isinstance(started, StartedActivation) and done.error:
                         lost = [image.id for image in started.images if not self._cache.has(image.id)]
                         self._drop_images(lost)
                 case RequestEnded():

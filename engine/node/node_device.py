@@ -234,13 +234,16 @@ class NodeDevice:
         if started is None:
             raise StrayReport(f"copy {completed.operation} has ended, which is not in flight")
         self.stalls.ended(completed.operation, self._clock.now_s())
+        done = CopyDone(
+            completed.at_s, completed.operation, completed.error, completed.code, completed.superseded
+        )
         if isinstance(started, StartedFetch):
             for image in started.images:
-                if completed.error:
-                    self._drop_image(image.id)
-                else:
+                if done.ok:
                     self._memory.end_fetch(image.id)
-        return CopyDone(completed.at_s, completed.operation, completed.error, completed.code)
+                else:
+                    self._drop_image(image.id)
+        return done
 
     def load_progressed(self, progressed: CopyProgressed) -> StartedLoad | None:
         """A copy or fetch has shown progress. Returns it if it brings weights."""

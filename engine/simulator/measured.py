@@ -140,7 +140,7 @@ def _fit_copies(completed: Sequence[OperationEnded]) -> dict[Channel, tuple[floa
         if isinstance(ended, StepEnded) or isinstance(ended.started, StartedCompaction):
             continue
         started, done = ended.started, ended.done
-        if started.n_bytes and not done.error:
+        if started.n_bytes and done.ok:
             rows[started.channel].append(((1.0, started.n_bytes), done.at_s - started.at_s))
     if not rows[Channel.COPY_IN]:
         raise InternalError("a cost model cannot be fitted to no copy")

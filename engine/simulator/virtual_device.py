@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from tokenmux.core.cost import CostModel, burst_ends_s
-from tokenmux.core.event import SUPERSEDED, CopyDone, Resized, StepDone
+from tokenmux.core.event import CopyDone, Resized, StepDone
 from tokenmux.core.facts import ModelId
 from tokenmux.core.request import FinishReason, RequestId
 from tokenmux.core.started import (
@@ -91,7 +91,7 @@ class VirtualDevice:
         else:
             self._copies.add(started.id)
             done_s = self._clock.now_s() + self._copy_s(started)
-            self._clock.call_at(done_s, partial(self._complete_copy, started.id, ""))
+            self._clock.call_at(done_s, partial(self._complete_copy, started.id))
 
     def interrupt(self) -> None:
         if self._step is None:
@@ -103,7 +103,8 @@ class VirtualDevice:
             self._expect(started, ends_s[:n])
 
     def supersede(self, operation: int) -> None:
-        self._clock.call_at(self._clock.now_s(), partial(self._complete_copy, operation, SUPERSEDED))
+        now_s = self._clock.now_s()
+        self._clock.call_at(now_s, partial(self._complete_copy, operation, superseded=True))
 
     def resize(self, arena_bytes: int) -> None:
         """Reallocate the arena, which takes no time: there is no memory."""
@@ -155,10 +156,10 @@ class VirtualDevice:
             if c.start + c.n_tokens == requests[c.request].n_tokens
         ]
 
-    def _complete_copy(self, operation: int, error: str) -> None:
+    def _complete_copy(self, operation: int, superseded: bool = False) -> None:
         if operation in self._copies:
             self._copies.remove(operation)
-            self._post.done(CopyDone(self._clock.now_s(), operation, error))
+            self._post.done(CopyDone(self._clock.now_s(), operation, superseded=superseded))
 
     def _complete_resize(self, arena_bytes: int) -> None:
         if self._is_resizing:

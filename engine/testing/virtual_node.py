@@ -136,7 +136,7 @@ class VirtualExecutor:
             return
         if isinstance(completion, CopyDone):
             operation = OperationId(completion.operation)
-            self.say(CopyCompleted(operation, completion.at_s, completion.error))
+            self.say(CopyCompleted(operation, completion.at_s, superseded=completion.superseded))
             return
         drawing = self._drawing.pop(completion.operation)
         finished = {request for request, _ in completion.finished}

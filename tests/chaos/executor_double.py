@@ -18,7 +18,6 @@ from tests.chaos.links import Link
 from tests.chaos.memories import UNIT, Cell, Memory, MemoryFault, drawn, next_value
 from tests.chaos.virtual_loop import VirtualLoop
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ImageId, InstanceId, ModelFacts, ModelId
 from tokenmux.core.plan import Channel
 from tokenmux.messages.completions import (
@@ -523,15 +522,15 @@ class ExecutorDouble:
                 yield to * block_bytes, cell.n_units, list(cell.values)
 
     def _complete_copy(self, channel: Channel, operation: _Operation) -> None:
-        launch, error = operation.launch, ""
+        launch, superseded = operation.launch, False
         match launch:
             case WeightsLaunch(images=images):
-                error = SUPERSEDED if operation.stopping else ""
+                superseded = operation.stopping
                 for placed in images:
                     held = self._memory.images.get(self.mapped.get(placed.image, -1))
                     if held != placed.image:
                         raise MemoryFault(f"{placed.image} is copied from host memory and is not there")
-                    name = "" if error else held
+                    name = "" if superseded else held
                     self._arena.write(placed.offset, Cell(len(_units(0, placed.n_bytes)), [], name))
             case MoveLaunch(moves=moves):
                 for move in moves:
@@ -543,22 +542,22 @@ class ExecutorDouble:
             case _:
                 raise AssertionError(launch)
         self._next_on(channel)
-        self._say(CopyCompleted(launch.operation, self._loop.time(), error))
+        self._say(CopyCompleted(launch.operation, self._loop.time(), superseded=superseded))
 
     def _complete_fetch(self, operation: _Operation) -> None:
         launch = operation.launch
         assert isinstance(launch, FetchLaunch)
-        error = SUPERSEDED if operation.stopping else ""
-        if not error and self._rng.random() < self._chances.fetch_fails:
-            error = "the disk is broken"
+        superseded = operation.stopping
+        fails = not superseded and self._rng.random() < self._chances.fetch_fails
         for image in launch.images:
             if image.id not in self.mapped:
                 raise MemoryFault(f"{image.id} is fetched without memory for it")
-            if not error:
+            if not fails and not superseded:
                 self._memory.images[self.mapped[image.id]] = image.id
         self._next_on(Channel.FETCH)
-        code = ErrorCode.BAD_CHECKPOINT if error and error != SUPERSEDED else None
-        self._say(CopyCompleted(OperationId(launch.operation), self._loop.time(), error, code))
+        error, code = ("the disk is broken", ErrorCode.BAD_CHECKPOINT) if fails else ("", None)
+        operation_id = OperationId(launch.operation)
+        self._say(CopyCompleted(operation_id, self._loop.time(), error, code, superseded))
 
 
 def _paged_units(models: Models, paged: PagedBlocks, blocks: Sequence[int]) -> Iterator[int]:

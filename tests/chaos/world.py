@@ -378,8 +378,9 @@ class World:
         assert not node.contents, f"the node keeps {node.contents}"
         for name in ("_paused", "_failures"):
             assert not getattr(node.accusations, name), f"accusations keep {name}"
-        for name in ("_where", "_asked", "_in_transit", "_pending"):
-            assert not getattr(node.pool, name), f"the pool keeps {name}: {getattr(node.pool, name)}"
+        where, agenda = node.pool._whereabouts, node.pool._agenda
+        kept_by_pool = (where.on, where.asked, where.between, agenda.events)
+        assert not any(kept_by_pool), f"the pool keeps {kept_by_pool}"
         for name in ("_n_deaths", "_n_tokens", "_waiting", "_tried"):
             kept = getattr(node.accusations._blame, name)
             assert not kept, f"blame keeps {name}: {kept}"

@@ -198,8 +198,8 @@ class Bench:
         match report:
             case StepCompleted(operation, ends_s):
                 self.inbox.put(StepDone(ends_s[-1], operation, ends_s))
-            case CopyCompleted(operation, at_s, error):
-                self.inbox.put(CopyDone(at_s, operation, error))
+            case CopyCompleted(operation, at_s, error, superseded=superseded):
+                self.inbox.put(CopyDone(at_s, operation, error, superseded=superseded))
             case _:
                 pass
 
@@ -267,7 +267,7 @@ class Bench:
             raise completion
         self.effects += self.instance.apply(completion)
         fetch = self.fetches.pop(completion.operation, None)
-        if fetch is not None and isinstance(completion, CopyDone) and completion.error:
+        if fetch is not None and isinstance(completion, CopyDone) and not completion.ok:
             for image in fetch.images:
                 self.device.unmap_image(image.id)
         return completion

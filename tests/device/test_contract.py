@@ -8,7 +8,7 @@ import pytest
 
 from tests.device.bench import ALL, KB, WAIT_S, WITH_BYTES, Bench, bench_of, content, model, stamp
 from tokenmux.core.effects import INTERRUPT, RequestEnded
-from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, ModelAdded, StepDone
+from tokenmux.core.event import Arrived, CopyDone, ModelAdded, StepDone
 from tokenmux.core.facts import ImageId, ModelId
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Chunk, Compact, Drop, Evict, Fetch, PageIn, PageOut, Step
@@ -139,7 +139,7 @@ def test_a_fetch_that_is_superseded_ends_at_its_next_piece(real: Bench) -> None:
     real.host.may_read.set()
     done = real.finish()
     assert isinstance(done, CopyDone)
-    assert done.error == SUPERSEDED
+    assert done.superseded
     assert real.instance.models[ModelId("a")].residency is Residency.DISK
     real.instance.check_integrity()
     real.load("a")
@@ -154,7 +154,7 @@ def test_an_activation_that_is_superseded_ends_at_its_next_chunk_and_can_be_begu
         real.stop_copy(1)
     done = real.finish()
     assert isinstance(done, CopyDone)
-    assert done.error == SUPERSEDED
+    assert done.superseded
     assert real.instance.models[ModelId("a")].residency is Residency.HOST
     real.instance.check_integrity()
     assert real.run(Activate(ModelId("a"))) == CopyDone(real.instance.now_s, 2)

@@ -20,7 +20,6 @@ from tests.executor.executor_driver import (
     prompt,
 )
 from tokenmux.core.errors import ErrorCode
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.facts import ModelId
 from tokenmux.core.sampling import Sampling
 from tokenmux.device import reader
@@ -347,7 +346,7 @@ def test_a_copy_that_waits_for_a_mapped_model_can_be_stopped(
     image = entries[0].facts.images[0]
     copy = WeightsLaunch(one.number(), (PlacedImage(image.id, 0, image.n_bytes),))
     one.tell(copy, Bind(entries[0].facts.id, 0), StopCopy(copy.operation), Unbind(entries[0].facts.id))
-    assert one.end_of(copy).error == SUPERSEDED
+    assert one.end_of(copy).superseded
     gate.open.set()
     assert not one.place(entries[0]).error
 
@@ -446,7 +445,7 @@ def test_a_fetch_that_is_stopped_can_be_begun_again(
     fetch = FetchLaunch(one.number(), entry.facts.id, entry.facts.images)
     one.tell(fetch, StopCopy(fetch.operation))
     may_read.set()
-    assert one.end_of(fetch).error == SUPERSEDED
+    assert one.end_of(fetch).superseded
     one.tell(UnmapImage(entry.facts.images[0].id))
     assert not one.fetch(entry).error
 

@@ -26,4 +26,4 @@ def renew(state: LiveState, first: ModelState | None) -> None:
 
 def _due_s(model: ModelState) -> float:
     """When the model is due: never, once it is on its way to the device."""
-    return model.deadline_s if model.stage is None else inf
+    return model.due_s if model.stage is None else inf

@@ -4,7 +4,7 @@ it."""
 from tokenmux.core.cost import StepWork
 from tokenmux.core.effects import CopyEnded, ModelLoaded, StepEnded, StepRow
 from tokenmux.core.errors import InternalError
-from tokenmux.core.event import SUPERSEDED, CopyDone, StepDone
+from tokenmux.core.event import CopyDone, StepDone
 from tokenmux.core.phases import RequestPhase, Residency
 from tokenmux.core.plan import Channel
 from tokenmux.core.request import FinishReason
@@ -115,13 +115,13 @@ def copy(state: LiveState, event: CopyDone) -> Started:
         raise InternalError(f"operation {event.operation} completed but is not in flight")
     started = state.pop(channel, event.operation)
     seconds = event.at_s - started.at_s
-    ok = not event.error
+    ok = event.ok
     match started:
         case StartedStep():
             raise InternalError(f"operation {event.operation} ended as a copy and is a step")
         case StartedActivation():
             _activate(state, started, seconds, ok)
-            if event.error and event.error != SUPERSEDED:
+            if event.error:
                 _forget_images(state, started, event.error)
         case StartedPageIn() | StartedPageOut():
             _page(state, started, ok)
@@ -132,7 +132,7 @@ def copy(state: LiveState, event: CopyDone) -> Started:
         case StartedFetch():
             state.ledger.cache.end_fetch(started.images, ok)
             fetched = state.models.get(started.operation.model)
-            if fetched is not None and event.error != SUPERSEDED:
+            if fetched is not None and not event.superseded:
                 _read(state, fetched, state.cost.copy_s(channel, started.n_bytes), event.error)
     if ok and started.n_bytes and not isinstance(started, StartedCompaction):
         state.cost.observe_copy(channel, started.n_bytes, seconds)

@@ -184,7 +184,7 @@ class Instance:
         if self.now_s < state.fetch_after_s and not state.n_live:
             return False
         cache, images = self.ledger.cache, state.facts.images
-        return cache.can_fetch(images) and cache.respects_claims(images, state.deadline_s)
+        return cache.can_fetch(images) and cache.respects_claims(images, state.due_s)
 
     def fetch_would_drop(self, model: ModelId) -> tuple[ImageId, ...]:
         return self.ledger.cache.would_drop(self.models[model].facts.images)

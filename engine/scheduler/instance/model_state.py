@@ -25,12 +25,12 @@ class ModelState:
     __slots__ = (
         "_asked_at",
         "_cached_at",
-        "_deadline_s",
         "_deadlines",
+        "_due_s",
         "_ledger",
         "_off_device",
         "_runnable_deadlines",
-        "_runnable_s",
+        "_runnable_due_s",
         "_valid_until_s",
         "away",
         "decoding",
@@ -82,10 +82,10 @@ class ModelState:
         self._cached_at = -1
         """The version of the host cache at which all its weights were found there."""
         self._off_device = Residency.DISK
-        self._deadline_s: float | None = None
-        self._runnable_s: float | None = None
+        self._due_s: float | None = None
+        self._runnable_due_s: float | None = None
         self._valid_until_s = inf
-        """When the next request is deferred, and the two deadlines above change."""
+        """When the next request is deferred, and the two times above change."""
         self._deadlines: dict[Share, float] | None = None
         """By tenant. The attribute without tenants is used while no tenant is ahead of another."""
         self._runnable_deadlines: dict[Share, float] | None = None
@@ -122,34 +122,33 @@ class ModelState:
         return bool(self.waiting or self.decoding or self.away or self.paused)
 
     @property
-    def deadline_s(self) -> float:
+    def due_s(self) -> float:
         if not self.shares.even:
             if self._deadlines is None:
                 self._deadlines = _earliest(self.waiting, self.decoding, self.away)
             return self.shares.earliest_s(self._deadlines)
-        if self._deadline_s is None or self.shares.now_s > self._valid_until_s:
+        if self._due_s is None or self.shares.now_s > self._valid_until_s:
             return self._order()[0]
-        return self._deadline_s
+        return self._due_s
 
     @property
-    def runnable_deadline_s(self) -> float:
+    def runnable_due_s(self) -> float:
         if not self.shares.even:
             if self._runnable_deadlines is None:
                 self._runnable_deadlines = _earliest(self.waiting, self.decoding)
             return self.shares.earliest_s(self._runnable_deadlines)
-        if self._runnable_s is None or self.shares.now_s > self._valid_until_s:
+        if self._runnable_due_s is None or self.shares.now_s > self._valid_until_s:
             return self._order()[1]
-        return self._runnable_s
+        return self._runnable_due_s
 
     def _order(self) -> tuple[float, float]:
-        """The earliest deadline of all requests that want tokens, and of those that can run, as they are
-        ordered now."""
+        """`due_s` and `runnable_due_s`, as requests are ordered now."""
         shares = self.shares
         now_s, earliest_s, self._valid_until_s = shares.now_s, inf, inf
-        runnable_s = inf
+        runnable_due_s = inf
         for file in (self.waiting, self.decoding, self.away):
             if file is self.away:
-                runnable_s = earliest_s
+                runnable_due_s = earliest_s
             for request in file.values():
                 due_s = shares.ordered_s(
                     request.deadline_s, request.lead_s, request.grace_s, request.deferral_s
@@ -158,8 +157,8 @@ class ModelState:
                 deferred_s = request.deadline_s + request.grace_s
                 if now_s <= deferred_s < self._valid_until_s:
                     self._valid_until_s = deferred_s
-        self._deadline_s, self._runnable_s = earliest_s, runnable_s
-        return earliest_s, runnable_s
+        self._due_s, self._runnable_due_s = earliest_s, runnable_due_s
+        return earliest_s, runnable_due_s
 
     def requests(self) -> Iterator[RequestState]:
         for file in (self.waiting, self.decoding, self.away, self.paused):
@@ -188,7 +187,7 @@ class ModelState:
             self.warm_ttft_s, self.warm_until_s = ttft_s, now_s + WARM_TTFTS * ttft_s
 
     def forget_deadlines(self) -> None:
-        self._deadline_s = self._runnable_s = self._deadlines = self._runnable_deadlines = None
+        self._due_s = self._runnable_due_s = self._deadlines = self._runnable_deadlines = None
 
     def _file_of(self, need: Need) -> dict[RequestId, RequestState]:
         match need:

@@ -70,5 +70,5 @@ class Superseding:
         """The operation is no longer in flight."""
         self._awaited.discard(started.id)
         self._told.discard(started.id)
-        if isinstance(started, StartedActivation) and isinstance(event, CopyDone) and not event.error:
+        if isinstance(started, StartedActivation) and isinstance(event, CopyDone) and event.ok:
             self._gave_way.discard(started.model.id)

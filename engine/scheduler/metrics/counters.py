@@ -152,15 +152,6 @@ class Metrics:
             found = self.tenants.setdefault(name, ServiceCounters())
         return found
 
-    def models_with_work(self) -> float:
-        """Mean number of models with unfinished requests, while there were any: the devices that
-        request-level autoscaling would have held.
-
-        GPUs saved against it: this, less the devices of this instance. A request's time here, on a shared
-        device, stands for its time on a device of its own, which flatters if the pool is late.
-        """
-        return self.model_work_s / self.work_s if self.work_s else 0.0
-
     def n_models_used(self, now_s: float) -> int:
         """Number of models requested within `DEDICATED_WINDOW_S`: the devices that one device per model would
         hold.

@@ -17,7 +17,6 @@ from tokenmux.core.effects import (
     RequestEntered,
     StepEnded,
 )
-from tokenmux.core.event import SUPERSEDED
 from tokenmux.core.plan import Channel, Discard
 from tokenmux.core.started import StartedPageIn, StartedPageOut
 from tokenmux.scheduler.metrics.counters import POOL, Metrics, ServiceCounters
@@ -96,10 +95,10 @@ def _count_drawn(model: ServiceCounters, rows: DrawnRows, ends_s: tuple[float, .
 
 
 def _count_copy(metrics: Metrics, ended: CopyEnded) -> None:
-    started, error = ended.started, ended.done.error
-    metrics.busy_s[started.channel] += ended.done.at_s - started.at_s
-    metrics.n_superseded += error == SUPERSEDED
-    if error:
+    started, done = ended.started, ended.done
+    metrics.busy_s[started.channel] += done.at_s - started.at_s
+    metrics.n_superseded += done.superseded
+    if not done.ok:
         return
     if isinstance(started, StartedPageIn):
         metrics.paged_in_bytes += started.n_bytes

@@ -6,7 +6,7 @@ request that failed counts all the tokens that it was due. The artifact's attain
 under its own name.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
@@ -91,14 +91,6 @@ def summary_of(counters: ServiceCounters, seconds: float) -> Summary:
         gap_p99_s=counters.gaps.percentile(0.99),
         goodput_tokens_per_s=counters.n_tokens_on_time / seconds if seconds > 0 else 0.0,
     )
-
-
-def summaries_by(records: Iterable[RequestRecord], key: Callable[[RequestRecord], str]) -> dict[str, Summary]:
-    """One summary per value of `key`, such as tenant or model."""
-    groups: dict[str, list[RequestRecord]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return {name: summarise(group) for name, group in sorted(groups.items())}
 
 
 def percentile(ordered: list[float], share: float) -> float:

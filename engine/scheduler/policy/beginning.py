@@ -29,7 +29,7 @@ def may_begin(view: InstanceView, model: ModelView) -> bool:
     first = min(requests, key=lambda r: r.due_s)
     if not _is_large(view, first) or any(request.n_computed for request in requests):
         return True
-    if view.now_s - model.deadline_s > PATIENCE_TTFTS * view.service.ttft_s:
+    if view.now_s - model.due_s > PATIENCE_TTFTS * view.service.ttft_s:
         return True
     return _finds_room(view, first)
 

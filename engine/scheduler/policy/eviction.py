@@ -90,7 +90,7 @@ def next_use_s(view: InstanceView, request: RequestView) -> tuple[float, float]:
     what is due first goes first."""
     if request.is_paused:
         return inf, inf
-    return view.models[request.request.model].deadline_s, request.due_s
+    return view.models[request.request.model].due_s, request.due_s
 
 
 def kv_holders(

@@ -130,12 +130,12 @@ class ModelView(Protocol):
         ...
 
     @property
-    def deadline_s(self) -> float:
+    def due_s(self) -> float:
         """The earliest `due_s` of the requests that want tokens; infinity if there are none."""
         ...
 
     @property
-    def runnable_deadline_s(self) -> float:
+    def runnable_due_s(self) -> float:
         """The same for requests that a step could advance now (waiting and decoding)."""
         ...
 

@@ -34,16 +34,14 @@ def copy_in(view: InstanceView) -> Plan:
 def _page_in(view: InstanceView) -> Plan | None:
     """Page in KV of resident models, the most urgent model first: nothing else is missing for them to run."""
     incomplete = [m for m in view.resident_models.values() if m.away]
-    for model in sorted(incomplete, key=lambda m: m.deadline_s):
+    for model in sorted(incomplete, key=lambda m: m.due_s):
         absent = [r for r in model.away.values() if not r.in_copy]
         if not absent:
             continue
         first = min(absent, key=lambda r: r.due_s)
         if view.can_page_in(first.request.id):
             return Plan(PageIn((first.request.id,)))
-        victim = eviction.droppable_kv(view, model, later_than_s=model.deadline_s) or eviction.idle_model(
-            view
-        )
+        victim = eviction.droppable_kv(view, model, later_than_s=model.due_s) or eviction.idle_model(view)
         if victim is not None:
             return Plan(at_once=(victim,))
     return None
@@ -53,7 +51,7 @@ def _load_next(view: InstanceView) -> Plan | None:
     """Load the least-slack model; what an operator wants loaded only while no live model is absent."""
     absent = [m for m in view.live_models.values() if m.residency is Residency.HOST and m.n_live]
     if absent:
-        absent.sort(key=lambda model: model.deadline_s)
+        absent.sort(key=lambda model: model.due_s)
         first = next((model for model in absent if beginning.may_begin(view, model)), None)
         return None if first is None else _load(view, first)
     for model_id in view.asked_models:
@@ -94,12 +92,12 @@ def _load_weights(view: InstanceView, model: ModelView) -> Plan | None:
         evicted.append(victims.pop())
         free += evicted[-1].facts.n_bytes
     if free < need:
-        kv = eviction.droppable_kv(view, model, later_than_s=model.deadline_s)
+        kv = eviction.droppable_kv(view, model, later_than_s=model.due_s)
         if kv is not None:
             return Plan(at_once=(kv,))
         kept = _next_to_run(view)
         if kept is not None:
-            late_s = view.now_s - model.deadline_s
+            late_s = view.now_s - model.due_s
             together = kept.facts.n_bytes + need <= view.device.arena_bytes
             copies = LAST_TO_GO_COPIES if together else -1.0
             patience_s = copies * view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
@@ -129,14 +127,14 @@ def _next_to_run(view: InstanceView) -> ModelView | None:
     if running is not None and running in view.resident_models:
         return view.resident_models[running]
     runnable = (model for model in view.resident_models.values() if is_runnable(model))
-    return min(runnable, key=lambda model: model.runnable_deadline_s, default=None)
+    return min(runnable, key=lambda model: model.runnable_due_s, default=None)
 
 
 def _may_go(view: InstanceView, model: ModelView, candidate: ModelView) -> bool:
     """True if a live model may be evicted for the candidate: it has had a turn, and its slack is larger by
     the time of a reload."""
     reload_s = view.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
-    later = model.deadline_s > candidate.deadline_s + EVICTION_MARGIN_COPIES * reload_s
+    later = model.due_s > candidate.due_s + EVICTION_MARGIN_COPIES * reload_s
     return bool(candidate.n_live) and model.stepped_since_load and not model.pinned and later
 
 
@@ -146,12 +144,12 @@ def _victims(view: InstanceView, candidate: ModelView) -> list[ModelView]:
     waiting: list[ModelView] = []
     kept = _next_to_run(view)
     for model in eviction.evictable(view):
-        if candidate.n_live and view.now_s < model.warm_until_s < candidate.deadline_s:
+        if candidate.n_live and view.now_s < model.warm_until_s < candidate.due_s:
             continue
         if not model.n_live:
             idle.append(model)
         elif model is not kept and _may_go(view, model, candidate):
             waiting.append(model)
-    waiting.sort(key=lambda m: m.deadline_s)
+    waiting.sort(key=lambda m: m.due_s)
     idle.sort(key=lambda m: -m.last_used_s)
     return waiting + idle

@@ -34,9 +34,9 @@ def makes_way(operation: Activate | Fetch, since_s: float, arrived: Arrived, vie
     newcomers_s = _load_s(view, newcomer, is_fetch)
     n_prompt = arrived.request.n_prompt
     first_s = view.cost.step_s(newcomer.facts, StepWork(n_prompt, n_prompt * (n_prompt + 1) // 2))
-    is_late_behind = newcomer.deadline_s < view.now_s + left_s + newcomers_s + first_s
+    is_late_behind = newcomer.due_s < view.now_s + left_s + newcomers_s + first_s
     both_s = newcomers_s + _load_s(view, load, is_fetch)
-    return is_late_behind and load.deadline_s > view.now_s + MARGIN * both_s
+    return is_late_behind and load.due_s > view.now_s + MARGIN * both_s
 
 
 def _load_s(view: InstanceView, model: ModelView, from_disk: bool) -> float:

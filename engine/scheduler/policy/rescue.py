@@ -131,14 +131,14 @@ def fetch(view: InstanceView) -> Plan:
     if not view.any_on_disk:
         return IDLE
     live = [model for model in view.live_models.values() if model.n_live]
-    return eviction.fetch_first(view, sorted(live, key=lambda model: model.deadline_s))
+    return eviction.fetch_first(view, sorted(live, key=lambda model: model.due_s))
 
 
 def _next_action(view: InstanceView, turn: ModelView | None, target: ModelView | None) -> Action | None:
     """The next action towards a step of any request of `turn`, or of the most urgent model in memory, which
     is the `target`. None: wait for what is in flight."""
     resident = [m for m in view.resident_models.values() if turn is None or m is turn]
-    for model in sorted(resident, key=lambda model: model.deadline_s):
+    for model in sorted(resident, key=lambda model: model.due_s):
         resumable = [r for r in model.away.values() if not r.in_copy and view.can_resume(r.request.id)]
         if resumable:
             return PageIn((_first(resumable).request.id,))
@@ -173,7 +173,7 @@ def _most_urgent(view: InstanceView, turn: ModelView | None) -> ModelView | None
     """The most urgent model in memory, or `turn`; None if it cannot be served now."""
     candidates = view.live_models.values() if turn is None else (turn,)
     models = [m for m in candidates if m.n_live and m.residency in _NEAR and not m.is_moving]
-    return min(models, key=lambda model: model.deadline_s, default=None)
+    return min(models, key=lambda model: model.due_s, default=None)
 
 
 def _step_of(view: InstanceView, target: RequestView) -> Step | None:
@@ -205,7 +205,7 @@ def _make_room(view: InstanceView, target: ModelView, first: RequestView) -> Act
         return PageOut((_last(storable).request.id,))
     weights = [m for m in eviction.evictable(view) if m is not target]
     if weights:
-        return (Evict(max(weights, key=lambda m: m.deadline_s).facts.id),)
+        return (Evict(max(weights, key=lambda m: m.due_s).facts.id),)
     free = view.arena_free_bytes
     if target.residency is Residency.RESIDENT and view.can_compact(free):
         return Compact(free)

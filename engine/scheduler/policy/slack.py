@@ -75,7 +75,7 @@ class SlackPolicy:
         """The live model with the least slack, among those not on the device nor on their way there."""
         there = (Residency.RESIDENT, Residency.LOADING)
         absent = (m for m in view.live_models.values() if m.n_live and m.residency not in there)
-        return min(absent, key=lambda model: model.deadline_s, default=None)
+        return min(absent, key=lambda model: model.due_s, default=None)
 
     def interrupts(self, step: Step, event: Event, view: InstanceView) -> bool:
         """True if a request that was not in the burst can now run, or one in it must leave. Whoever

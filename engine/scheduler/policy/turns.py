@@ -32,7 +32,7 @@ def is_runnable(model: ModelView) -> bool:
 def compute(view: InstanceView) -> Plan:
     """The next step: of the most urgent model that can step, or of one whose oldest prompt may go first."""
     runnable = [model for model in view.resident_models.values() if is_runnable(model)]
-    runnable.sort(key=lambda model: model.runnable_deadline_s)
+    runnable.sort(key=lambda model: model.runnable_due_s)
     early = _early_prefill(view, runnable)
     if early is not None:
         runnable.remove(early)
@@ -74,8 +74,8 @@ def _chunk_ends_s(view: InstanceView, model: ModelView, prompt: RequestView) -> 
 def _later_model(view: InstanceView, model: ModelView) -> Evict | None:
     """Evict the resident model that can wait longest, if it is due after `model`: KV cannot grow between
     too many residents."""
-    later = [m for m in eviction.evictable(view) if m.deadline_s > model.deadline_s and m.stepped_since_load]
-    return Evict(max(later, key=lambda m: m.deadline_s).facts.id) if later else None
+    later = [m for m in eviction.evictable(view) if m.due_s > model.due_s and m.stepped_since_load]
+    return Evict(max(later, key=lambda m: m.due_s).facts.id) if later else None
 
 
 def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView | None:
@@ -89,7 +89,7 @@ def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView |
                 oldest, oldest_s = model, request.request.arrival_s
     if oldest is None:
         return None
-    others_s = min(m.runnable_deadline_s for m in runnable if m is not oldest) - view.now_s
+    others_s = min(m.runnable_due_s for m in runnable if m is not oldest) - view.now_s
     prompt = max(r.n_tokens - r.n_computed for r in oldest.waiting.values())
     needed_s = view.cost.step_s(oldest.facts, StepWork(prefill_tokens=prompt, prefill_pairs=prompt**2 // 2))
     return oldest if others_s > needed_s + shortest_tpot_s(view, oldest) else None
@@ -98,7 +98,7 @@ def _early_prefill(view: InstanceView, runnable: list[ModelView]) -> ModelView |
 def _burst_s(view: InstanceView, model: ModelView, runnable: list[ModelView]) -> float:
     """How long the model may step before others are asked: until one of them would be late, within bounds."""
     tpot_s = shortest_tpot_s(view, model)
-    others_s = min((m.runnable_deadline_s for m in runnable if m is not model), default=inf) - view.now_s
+    others_s = min((m.runnable_due_s for m in runnable if m is not model), default=inf) - view.now_s
     return min(BURST_TPOTS * tpot_s, max(others_s, LATE_BURST_TPOTS * tpot_s))
 
 
@@ -114,7 +114,7 @@ def is_urgent(step: Step, view: InstanceView) -> bool:
     burst_s = BURST_TPOTS * shortest_tpot_s(view, stepping) if stepping and is_runnable(stepping) else 0.0
     for model in view.resident_models.values():
         if model.facts.id != step.model and is_runnable(model):
-            slack_s = model.runnable_deadline_s - view.now_s
+            slack_s = model.runnable_due_s - view.now_s
             if slack_s < max(burst_s, BURST_TPOTS * shortest_tpot_s(view, model)):
                 return True
     return False

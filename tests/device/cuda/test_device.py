@@ -35,7 +35,7 @@ from tests.device.bench import (
 from tests.device.cuda.fake_gpu import FakeGpu
 from tests.device.launching import launch_of
 from tokenmux.core.errors import ConfigError, DoesNotFit
-from tokenmux.core.event import SUPERSEDED, Arrived, CopyDone, StepDone
+from tokenmux.core.event import Arrived, CopyDone, StepDone
 from tokenmux.core.facts import Image, ImageId, KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import (
     Activate,
@@ -614,7 +614,7 @@ def test_an_activation_that_is_superseded_in_mid_copy_ends_when_nothing_of_it_is
         gpu.open(Channel.COPY_IN)
         done = bench.finish()
         assert isinstance(done, CopyDone)
-        assert done.error == SUPERSEDED
+        assert done.superseded
         assert gpu.n_copies - n_copies == 2
         bench.instance.check_integrity()
 

@@ -133,6 +133,7 @@ class Body:
         self,
         channel: Channel,
         error: str = "",
+        superseded: bool = False,
         n_iterations: int | None = None,
         finished: Iterable[RequestId] = (),
     ) -> None:
@@ -146,9 +147,10 @@ class Body:
             reasons = tuple((request, FinishReason.STOP) for request in finished)
             self.apply(StepDone(self.now_s, started.id, ends_s, reasons))
         else:
-            if not error:
+            done = CopyDone(self.now_s, started.id, error, superseded=superseded)
+            if done.ok:
                 self._carry_out_copy(started)
-            self.apply(CopyDone(self.now_s, started.id, error))
+            self.apply(done)
 
     # ── carrying out ────────────────────────────────────────────────────────────────────────────────────────
 

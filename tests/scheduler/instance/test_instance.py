@@ -22,7 +22,6 @@ from tests.scheduler.instance.scenes import (
 from tokenmux.core.effects import RequestLeft
 from tokenmux.core.errors import IllegalPlan, InternalError
 from tokenmux.core.event import (
-    SUPERSEDED,
     Arrived,
     Cancelled,
     CopyDone,
@@ -237,7 +236,7 @@ def test_an_activation_that_is_superseded_leaves_the_model_in_host_memory() -> N
     body.plan(Channel.FETCH, Plan(Fetch(A.id)))
     body.complete(Channel.FETCH)
     body.plan(Channel.COPY_IN, Plan(Activate(A.id)))
-    body.complete(Channel.COPY_IN, error=SUPERSEDED)
+    body.complete(Channel.COPY_IN, superseded=True)
     assert body.instance.models[A.id].residency is Residency.HOST
     assert body.ledger.arena.used_bytes == 0
     assert R in body.instance.requests
@@ -399,9 +398,9 @@ def test_a_model_is_as_urgent_as_its_most_urgent_request() -> None:
     del body.ended[S]
     body.apply(Arrived(body.now_s, urgent))
     a = body.instance.models[A.id]
-    assert a.deadline_s == a.runnable_deadline_s == urgent.deadline_s(0)
+    assert a.due_s == a.runnable_due_s == urgent.deadline_s(0)
     body.apply(Paused(body.now_s, S))
-    assert a.deadline_s == body.instance.requests[R].deadline_s
+    assert a.due_s == body.instance.requests[R].deadline_s
 
 
 def test_phases_are_told_once_each_as_they_change() -> None:

@@ -6,7 +6,7 @@ import pytest
 from tests.scheduler.instance.body import Body
 from tests.scheduler.instance.scenes import A, B, a_body, arrive
 from tokenmux.core.effects import Supersede
-from tokenmux.core.event import SUPERSEDED, Cancelled, ModelWanted
+from tokenmux.core.event import Cancelled, ModelWanted
 from tokenmux.core.phases import Residency
 from tokenmux.core.plan import Activate, Channel, Fetch, Plan
 from tokenmux.core.request import RequestId
@@ -37,7 +37,7 @@ def test_an_activation_whose_last_request_was_cancelled_makes_way() -> None:
     assert body.take(Supersede) == []
     body.apply(Cancelled(1.0, R))
     assert body.take(Supersede) == [Supersede(body.flights[Channel.COPY_IN].id)]
-    body.complete(Channel.COPY_IN, error=SUPERSEDED)
+    body.complete(Channel.COPY_IN, superseded=True)
     assert body.instance.models[A.id].residency is Residency.HOST
     assert body.ledger.weight_bytes == 0
     assert body.instance.metrics.n_superseded == 1
@@ -106,7 +106,7 @@ def test_a_fetch_makes_way_and_fails_nobody_who_came_meanwhile() -> None:
     body.apply(Cancelled(1.0, R))
     assert body.take(Supersede) == [Supersede(body.flights[Channel.FETCH].id)]
     late = arrive(body, "late", A)
-    body.complete(Channel.FETCH, error=SUPERSEDED)
+    body.complete(Channel.FETCH, superseded=True)
     assert late in body.instance.requests
     assert body.instance.models[A.id].residency is Residency.DISK
     assert body.ledger.cache.used_bytes == 0

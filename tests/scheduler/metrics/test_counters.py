@@ -191,7 +191,6 @@ def test_models_with_work_are_counted_in_device_seconds(run: Run) -> None:
         model_s += (end_s - start_s) * len(alive)
     assert run.metrics.work_s == pytest.approx(any_s)
     assert run.metrics.model_work_s == pytest.approx(model_s)
-    assert run.metrics.models_with_work() == pytest.approx(model_s / any_s)
     last_s = max(r.request.arrival_s for r in run.records)
     assert run.metrics.n_models_used(last_s) == 4
     assert run.metrics.n_models_used(last_s + DEDICATED_WINDOW_S + 1) == 0
@@ -282,6 +281,14 @@ def test_kv_that_was_paged_is_counted_in_bytes() -> None:
     for started, error in ((came, ""), (went, ""), (went, ""), (went, "the copy failed"), (moved, "")):
         count(metrics, 2.0, (CopyEnded(started, CopyDone(2.0, started.id, error)),))
     assert (metrics.paged_in_bytes, metrics.paged_out_bytes) == (100, 60)
+
+
+def test_copies_that_were_superseded_are_counted_and_their_bytes_are_not() -> None:
+    metrics = Metrics()
+    went = StartedPageOut(1, 0.0, PageOut((R,)), (), 30)
+    for superseded in (False, True, True):
+        count(metrics, 2.0, (CopyEnded(went, CopyDone(2.0, 1, superseded=superseded)),))
+    assert (metrics.n_superseded, metrics.paged_out_bytes) == (2, 30)
 
 
 def test_a_failed_request_is_not_on_time() -> None:

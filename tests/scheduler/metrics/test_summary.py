@@ -8,11 +8,11 @@ from tokenmux.core.request import FinishReason, Request, RequestId, ServiceLevel
 from tokenmux.scheduler.metrics.artifact_allowance import ArtifactAllowance
 from tokenmux.scheduler.metrics.counters import ServiceCounters
 from tokenmux.scheduler.metrics.histogram import Histogram
-from tokenmux.scheduler.metrics.summary import summaries_by, summarise, summary_of
+from tokenmux.scheduler.metrics.summary import summarise, summary_of
 
 
-def record(name: str, n_tokens: int, n_on_time: int, tenant: str = "a", late_s: float = 0.0) -> RequestRecord:
-    request = Request(RequestId(name), ModelId("m"), 10, 100, 1.0, ServiceLevel(2.0, 0.1), tenant)
+def record(name: str, n_tokens: int, n_on_time: int, late_s: float = 0.0) -> RequestRecord:
+    request = Request(RequestId(name), ModelId("m"), 10, 100, 1.0, ServiceLevel(2.0, 0.1))
     return RequestRecord(request, FinishReason.STOP, 2.0, 11.0, 11.0, n_tokens, n_on_time, late_s)
 
 
@@ -23,11 +23,6 @@ def test_shares_are_of_all_tokens_due() -> None:
     assert summary.requests_on_time == 0.5
     assert summary.ttft_p50_s == 1.0
     assert summary.goodput_tokens_per_s == 2.5
-
-
-def test_by_tenant() -> None:
-    by = summaries_by([record("1", 4, 4), record("2", 4, 0, "b")], lambda r: r.request.tenant)
-    assert {name: s.tokens_on_time for name, s in by.items()} == {"a": 1.0, "b": 0.0}
 
 
 def test_nothing_measured_is_nothing_late() -> None:

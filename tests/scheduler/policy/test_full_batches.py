@@ -105,7 +105,7 @@ def test_the_kv_goes_whose_model_steps_last() -> None:
             away={},
             paused={},
             residency=Residency.HOST,
-            deadline_s=min(r.due_s for r in requests),
+            due_s=min(r.due_s for r in requests),
         )
 
     soon = model(a_request("a1", 1.0), a_request("a2", 9.0))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.test_one_brain import GB, HOST, ServedWorld, World, both, device
 from tokenmux.core.effects import CopyEnded, Effects
-from tokenmux.core.event import SUPERSEDED, Arrived, ModelAdded
+from tokenmux.core.event import Arrived, ModelAdded
 from tokenmux.core.facts import KvShape, ModelFacts, ModelId
 from tokenmux.core.plan import Activate, Fetch, Operation
 from tokenmux.core.request import Request, RequestId, ServiceLevel
@@ -108,7 +108,7 @@ def served(seed: int, policy: SlackPolicy) -> tuple[Instance, dict[str, float]]:
         for effect in effects:
             match effect:
                 case CopyEnded(StartedActivation() | StartedFetch() as load, done):
-                    if done.error == SUPERSEDED:
+                    if done.superseded:
                         superseded[load.model.id] += 1
                     elif isinstance(load, StartedActivation):
                         superseded[load.model.id] = 0

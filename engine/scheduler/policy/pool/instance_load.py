@@ -89,12 +89,10 @@ class InstanceLoad:
 
 def lag_of(instance: InstanceView) -> float:
     """How late the instance's latest model is, in TTFTs of the pool."""
-    latest = min(
-        (m for m in instance.live_models.values() if m.n_live), key=lambda m: m.deadline_s, default=None
-    )
-    if latest is None or latest.deadline_s >= instance.now_s:
+    latest = min((m for m in instance.live_models.values() if m.n_live), key=lambda m: m.due_s, default=None)
+    if latest is None or latest.due_s >= instance.now_s:
         return 0.0
-    return (instance.now_s - latest.deadline_s) / instance.service.ttft_s
+    return (instance.now_s - latest.due_s) / instance.service.ttft_s
 
 
 def _n_clashing_pairs(sizes: Sequence[int], room: float) -> int:

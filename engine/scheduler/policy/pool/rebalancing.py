@@ -64,7 +64,7 @@ def _best_model(
             continue
         if any(r.request.id in moving for r in requests_of(model)):
             continue
-        if not freely and model.deadline_s - pool.now_s < MOVE_COPIES * source.cost.copy_s(
+        if not freely and model.due_s - pool.now_s < MOVE_COPIES * source.cost.copy_s(
             Channel.COPY_IN, demand.weight_bytes
         ):
             continue

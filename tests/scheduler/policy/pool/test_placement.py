@@ -50,7 +50,7 @@ class Watched:
             source = pool.instances[move.source]
             model = source.live_models[source.requests[move.request].request.model]
             load_s = source.cost.copy_s(Channel.COPY_IN, model.facts.n_bytes)
-            self.moved.append((model.facts.id, (model.deadline_s - pool.now_s) / load_s, model.residency))
+            self.moved.append((model.facts.id, (model.due_s - pool.now_s) / load_s, model.residency))
             self.together.append(len(moves) == model.n_live)
         return moves
 
