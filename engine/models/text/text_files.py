@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -22,13 +23,13 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.models.foreign_errors import foreign_errors_as
+from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import (
     DECODER,
     ENCODER,
     Encoder,
     TextFacts,
     as_template_takes,
-    load_core,
 )
 from tokenmux.models.text.template import render
 
@@ -42,6 +43,7 @@ token."""
 
 _TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
 _TRIED_SPECIAL_TOKENS = 16
+_TRIED_OUTPUTS, _LONGEST_TRIED_OUTPUT, _FIRST_TOKENS = 400, 12, 300
 _WORD = "Zanzibar"
 _CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
 
@@ -95,6 +97,8 @@ def _decoder(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         raise BadCheckpoint(
             f"{folder}: the tokenizer's decoder searches for a pattern, which is not supported"
         )
+    if fault := _fault_of(decoder):
+        raise BadCheckpoint(f"{folder}: the tokenizer's decoder {fault}: outputs cannot be sent as they grow")
     if len(json.dumps(decoder)) > _LARGEST_DECODER_BYTES:
         raise BadCheckpoint(
             f"{folder}: the tokenizer's decoder is larger than {_LARGEST_DECODER_BYTES} bytes"
@@ -111,6 +115,26 @@ def _has_pattern(value: object) -> bool:
     if isinstance(value, dict):
         return "Regex" in value or any(_has_pattern(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_pattern(inner) for inner in value)
+
+
+def _fault_of(decoder: object) -> str | None:
+    """What a decoder does that changes text after it was sent, if it does."""
+    joined = False
+    for part in _parts(decoder):
+        kind, pattern = part.get("type"), part.get("pattern")
+        if kind == "Strip" and part.get("stop"):
+            return "strips the ends of texts"
+        if kind == "Replace" and joined and isinstance(pattern, dict) and len(pattern.get("String", "")) > 1:
+            return "replaces what several tokens may spell together"
+        joined |= kind in ("Fuse", "ByteLevel")
+    return None
+
+
+def _parts(decoder: object) -> Iterator[Mapping[str, Any]]:
+    if isinstance(decoder, dict):
+        yield decoder
+        for part in decoder.get("decoders") or ():
+            yield from _parts(part)
 
 
 def _longest_token(folder: Path, core: Any) -> int:
@@ -167,7 +191,7 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
             ),
             _within(trial_s),
         ):
-            encoder, decoder = Encoder.load(folder), load_core(folder / DECODER)
+            encoder, decoder = Encoder.load(folder), Decoder.load(folder)
             names = " ".join(backend.all_special_tokens[:_TRIED_SPECIAL_TOKENS])
             for text in (*_TRIALS, names):
                 ids = encoder.encode(text)
@@ -183,11 +207,30 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
                         f"{vocab_size} tokens"
                     )
                 decoder.decode(ids)
+            _try_streaming(folder, decoder, min(vocab_size, backend.backend_tokenizer.get_vocab_size()))
     except _TooLong:
         raise _too_slow(folder, trial_s) from None
     # Native code does not notice the signal, so it is judged afterwards.
     if time.process_time() - began_s > trial_s:
         raise _too_slow(folder, trial_s)
+
+
+def _try_streaming(folder: Path, decoder: Decoder, n_tokens: int) -> None:
+    """Decode random outputs as they grow and at once. Raises BadCheckpoint if they differ: the decoder then
+    changes text that clients already have.
+    """
+    drawn = Random(0)
+    # Bytes, spaces and single letters are among the first.
+    pool = [*range(min(n_tokens, _FIRST_TOKENS)), *(drawn.randrange(n_tokens) for _ in range(_FIRST_TOKENS))]
+    for _ in range(_TRIED_OUTPUTS):
+        ids = drawn.choices(pool, k=drawn.randint(1, _LONGEST_TRIED_OUTPUT))
+        stream = decoder.detokenizer()
+        grown = "".join(map(stream.push, ([token] for token in ids))) + stream.finish()
+        if grown != decoder.decode(ids):
+            raise BadCheckpoint(
+                f"{folder}: the tokenizer's decoder changes earlier text when later tokens come (as of the "
+                f"tokens {ids}): outputs cannot be sent as they grow"
+            )
 
 
 def _too_slow(folder: Path, trial_s: float) -> BadCheckpoint:

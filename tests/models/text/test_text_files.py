@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, TokenmuxError
+from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, NotServable, TokenmuxError
 from tokenmux.models.catalogue import catalogue, tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.text import text_files
@@ -126,6 +126,51 @@ def test_a_decoder_that_searches_for_a_pattern_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(BadCheckpoint, match="searches for a pattern"):
         written(tmp_path, changed(pattern))
+
+
+def with_decoder(*parts: dict[str, Any]) -> PreTrainedTokenizerFast:
+    return changed(lambda document: document.update(decoder={"type": "Sequence", "decoders": list(parts)}))
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+STRIP = {"type": "Strip", "content": " ", "start": 0, "stop": 3}
+REPLACE = {"type": "Replace", "pattern": {"String": "he"}, "content": "X"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([BYTE_LEVEL, STRIP], "strips the ends of texts"),
+        ([{"type": "Sequence", "decoders": [STRIP]}, BYTE_LEVEL], "strips the ends of texts"),
+        ([BYTE_LEVEL, REPLACE], "replaces what several tokens may spell together"),
+        ([{"type": "BPEDecoder", "suffix": ""}], "changes earlier text when later tokens come"),
+    ],
+)
+def test_a_decoder_that_changes_what_was_sent_is_refused(
+    parts: list[dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadCheckpoint, match=f"{said}.*cannot be sent as they grow"):
+        written(tmp_path, with_decoder(*parts))
+
+
+def test_decoders_that_strip_beginnings_and_single_tokens_are_served(tmp_path: Path) -> None:
+    first = {"type": "Strip", "content": " ", "start": 2, "stop": 0}
+    written(tmp_path, with_decoder(REPLACE, BYTE_LEVEL, first))
+
+
+def test_a_decoder_that_panics_is_the_models_trouble(tmp_path: Path) -> None:
+    """As of an entry that was registered before such decoders were refused."""
+    written(tmp_path, BACKEND)
+    document = json.loads((tmp_path / "decoder.json").read_text())
+    document["decoder"] = {"type": "Sequence", "decoders": [BYTE_LEVEL, STRIP]}
+    (tmp_path / "decoder.json").write_text(json.dumps(document))
+    decoder = Decoder.load(tmp_path)
+    space = BACKEND.convert_tokens_to_ids("\u0120")
+    stream = decoder.detokenizer()
+    with pytest.raises(NotServable, match="the model's decoder fails on its output"):
+        stream.push([space, space, space])
+    with pytest.raises(NotServable, match="the model's decoder fails on its output"):
+        decoder.decode([space])
 
 
 def test_a_decoder_that_writes_much_for_each_token_is_refused(tmp_path: Path) -> None:
