@@ -31,7 +31,7 @@ from tokenmux.models.text.encoder import (
     TextFacts,
     as_template_takes,
 )
-from tokenmux.models.text.template import render
+from tokenmux.models.text.template import TemplateInput, render
 
 TRIAL_S = 5.0
 """Limit of processor time for loading a tokenizer, encoding a sentence and rendering a greeting."""
@@ -46,6 +46,20 @@ _TRIED_SPECIAL_TOKENS = 16
 _TRIED_OUTPUTS, _LONGEST_TRIED_OUTPUT, _FIRST_TOKENS = 400, 12, 300
 _WORD = "Zanzibar"
 _CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
+_TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Looks a word up.",
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string"}},
+                "required": ["word"],
+            },
+        },
+    },
+)
 
 
 class _TooLong(BaseException):
@@ -82,6 +96,7 @@ def write_text_files(
         in_parts=in_parts,
         special_tokens=dict(backend.special_tokens_map),
         digest="",
+        tool_template=_tool_template(backend, trial_s, in_parts) if template and not refusal else None,
         splits_special_tokens=bool(getattr(backend, "split_special_tokens", False)),
     )
     facts = replace(facts, digest=hashlib.sha256((repr(facts) + text).encode()).hexdigest()[:16])
@@ -168,15 +183,35 @@ def _template(backend: PreTrainedTokenizerBase, trial_s: float) -> tuple[str | N
     return template, "it leaves out what the user says", False
 
 
+def _tool_template(backend: PreTrainedTokenizerBase, trial_s: float, in_parts: bool) -> str | None:
+    """The template that transformers uses for conversations with tools, if it is another one; None if it
+    cannot be used."""
+    try:
+        template: str = backend.get_chat_template(tools=list(_TOOLS))
+        with _within(trial_s):
+            messages = as_template_takes(_CHAT, in_parts)
+            text = render(template, messages, backend.special_tokens_map, TemplateInput(tools=_TOOLS))
+            is_usable = _WORD in text and not _difference(backend, template, messages, _TOOLS)
+    except (_TooLong, Exception):  # noqa: BLE001 - whatever it is, it costs the model its tools
+        return None
+    return template if is_usable and template != backend.get_chat_template() else None
+
+
 def _difference(
-    backend: PreTrainedTokenizerBase, template: str, messages: Sequence[Mapping[str, object]]
+    backend: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """How transformers' text differs; empty if it is the same. Compared twice, since a template may show
     the time."""
+    given = TemplateInput(tools=tools)
     for _ in range(2):
         conversation: Any = [dict(message) for message in messages]
-        theirs = backend.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        if theirs == render(template, messages, backend.special_tokens_map):
+        theirs = backend.apply_chat_template(
+            conversation, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
+        if theirs == render(template, messages, backend.special_tokens_map, given):
             return ""
     return "transformers formats the same conversation differently"
 

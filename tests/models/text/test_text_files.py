@@ -19,7 +19,7 @@ from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.text import text_files
 from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder, TextFacts
-from tokenmux.models.text.template import render
+from tokenmux.models.text.template import TemplateInput, render
 from tokenmux.models.text.text_files import write_text_files
 
 BACKEND = tiny.byte_tokenizer()
@@ -212,6 +212,32 @@ def test_all_that_encoding_depends_on_is_in_the_digest(tmp_path: Path) -> None:
     digests = [written(tmp_path, backend).digest for backend in (plain, plain, other, split)]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+def test_conversations_with_tools_get_the_template_for_them(tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.chat_template = {
+        "default": "plain {{ messages[0].content }}",
+        "tool_use": "{{ tools | tojson }} {{ messages[0].content }}",
+    }
+    facts = written(tmp_path, backend)
+    assert facts.takes_tools
+    messages = [{"role": "user", "content": "x"}]
+    for tools in ([], TOOLS):
+        expected = backend.apply_chat_template(messages, tools=tools or None, tokenize=False)
+        assert Encoder.load(tmp_path).chat_text(messages, TemplateInput(tools=tools)) == expected
+
+
+@pytest.mark.parametrize("broken", ["{% if %}", "{{ raise_exception('no') }}", "{{ tools }} nothing said"])
+def test_a_broken_template_for_tools_costs_only_the_tools(broken: str, tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.chat_template = {"default": "plain {{ messages[0].content }}", "tool_use": broken}
+    facts = written(tmp_path, backend)
+    assert facts.can_chat
+    assert not facts.takes_tools
 
 
 def test_a_damaged_text_file_is_named(tmp_path: Path) -> None:
