@@ -73,6 +73,7 @@ _TOKENIZER_FILES = (
     "*.tiktoken",
     "tekken.json",
     "chat_template*",
+    "additional_chat_templates/*",
 )
 _COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -184,7 +185,7 @@ class Catalogue:
         """
         name = name or repository.rsplit("/", 1)[-1]
         self._refuse_taken(name)
-        patterns = ["*.safetensors", "model.safetensors.index.json", *_CONFIG_FILES, *_TOKENIZER_FILES]
+        patterns = ["*.safetensors", "*.safetensors.index.json", *_CONFIG_FILES, *_TOKENIZER_FILES]
         patterns += POOLING_FILES
         try:
             folder = snapshot_download(

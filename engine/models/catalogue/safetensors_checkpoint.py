@@ -17,7 +17,7 @@ from tokenmux.models.atomic_files import check_regular
 from tokenmux.models.catalogue.config_limits import check_counts
 from tokenmux.models.catalogue.quantised_checkpoints import refuse_packed, refuse_quantised
 from tokenmux.models.config_file import read_model_config
-from tokenmux.models.json_files import read_object
+from tokenmux.models.json_files import LFS_POINTER, lfs_pointer, read_object
 from tokenmux.models.weights.image import DTYPES
 from tokenmux.models.weights.manifest import ITEM_BYTES, TensorEntry, check_entry
 
@@ -26,7 +26,6 @@ _INDEX = f"model.{_INDEX_ENDING}"
 _SINGLE = "model.safetensors"
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LARGEST_HEADER = 100 << 20
-_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +125,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            if start == _LFS_POINTER[:8]:
-                raise BadCheckpoint(
-                    f"{path}: a Git LFS pointer, not the weights themselves; fetch them with `git lfs pull`"
-                )
+            if start == LFS_POINTER[:8]:
+                raise lfs_pointer(path)
             n_header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= n_header <= min(_LARGEST_HEADER, size - 8):
                 raise BadCheckpoint(

@@ -6,15 +6,17 @@ ones, so that an evicted model cannot be run by mistake and nothing keeps the me
 the image there; the manifest (`image.py`) says what is in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tokenmux.core.errors import BadCheckpoint, InternalError
@@ -137,6 +139,23 @@ class Skeleton:
                     module._buffers[name] = buffer.to(device)
 
 
+class _UninitialisedElsewhere(TorchFunctionMode):
+    """Makes `torch.empty` take no memory: parameters begin with it, and all experts of a large layer together
+    have more bytes than a process that registers models may allocate."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
 def empty_model(
     config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -145,7 +164,8 @@ def empty_model(
     Buffers are real: on the meta device rotary frequencies and embedding scales would be lost.
     """
     attention.register_attention()
-    with BUILDING:
+
+    def build() -> PreTrainedModel:
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 deepcopy(config),  # it is given the attention function's name
@@ -155,6 +175,13 @@ def empty_model(
             )
         # Inside the context every assignment makes a new empty parameter, so tied weights come apart.
         model.tie_weights()
+        return model
+
+    with BUILDING:
+        with _UninitialisedElsewhere():
+            model = build()
+        if any(buffer.is_meta for buffer in model.buffers()):
+            model = build()
     choose_experts(model, dtype, "cpu")
     # Otherwise some models look for padding among the token ids in every step, and wait for the device.
     with suppress(Exception):  # some configs insist on an integer

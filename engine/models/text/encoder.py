@@ -42,6 +42,8 @@ class TextFacts:
     special_tokens: Mapping[str, str]
     digest: str
     """Digest of encoder.json and of these facts: entries with the same digest encode alike."""
+    tool_template: str | None = None
+    """The template for conversations with tools, if it is another one."""
     splits_special_tokens: bool = False
     """True if the names of special tokens in a text are text like any other."""
 
@@ -52,7 +54,11 @@ class TextFacts:
     @property
     def takes_tools(self) -> bool:
         """True if the chat template does something with tools."""
-        return self.can_chat and "tools" in (self.template or "")
+        return self.can_chat and "tools" in (self.template_for_tools or "")
+
+    @property
+    def template_for_tools(self) -> str | None:
+        return self.tool_template or self.template
 
     def save(self, folder: Path) -> None:
         document = {
@@ -64,6 +70,7 @@ class TextFacts:
             "in_parts": self.in_parts,
             "special_tokens": dict(self.special_tokens),
             "digest": self.digest,
+            "tool_template": self.tool_template,
             "splits_special_tokens": self.splits_special_tokens,
         }
         (folder / TEXT).write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -86,6 +93,7 @@ class TextFacts:
                 in_parts=bool(document["in_parts"]),
                 special_tokens={str(name): str(text) for name, text in document["special_tokens"].items()},
                 digest=str(document["digest"]),
+                tool_template=document.get("tool_template"),
                 splits_special_tokens=bool(document.get("splits_special_tokens", False)),
             )
         except FileNotFoundError:
@@ -131,14 +139,16 @@ class Encoder:
         if not messages:
             raise InvalidRequest("a conversation needs at least one message")
         check_can_chat(self._facts)
-        assert self._facts.template is not None
+        has_tools = given is not None and bool(given.tools)
+        template = self._facts.template_for_tools if has_tools else self._facts.template
+        assert template is not None
         with foreign_errors_as(
             lambda error: InvalidRequest(
                 f"the model's chat template refuses these messages: {str(error) or type(error).__name__}"
             )
         ):
             return render(
-                self._facts.template,
+                template,
                 as_template_takes(messages, self._facts.in_parts),
                 self._facts.special_tokens,
                 given,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -22,15 +23,15 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenmux.core.errors import BadCheckpoint
 from tokenmux.models.foreign_errors import foreign_errors_as
+from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import (
     DECODER,
     ENCODER,
     Encoder,
     TextFacts,
     as_template_takes,
-    load_core,
 )
-from tokenmux.models.text.template import render
+from tokenmux.models.text.template import TemplateInput, render
 
 TRIAL_S = 5.0
 """Limit of processor time for loading a tokenizer, encoding a sentence and rendering a greeting."""
@@ -42,8 +43,23 @@ token."""
 
 _TRIALS = ("Hello, world! 123", "naïve café, 你好 😀\n\tdone")
 _TRIED_SPECIAL_TOKENS = 16
+_TRIED_OUTPUTS, _LONGEST_TRIED_OUTPUT, _FIRST_TOKENS = 400, 12, 300
 _WORD = "Zanzibar"
 _CHAT = ({"role": "user", "content": f"hello {_WORD}"},)
+_TOOLS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Looks a word up.",
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string"}},
+                "required": ["word"],
+            },
+        },
+    },
+)
 
 
 class _TooLong(BaseException):
@@ -80,6 +96,7 @@ def write_text_files(
         in_parts=in_parts,
         special_tokens=dict(backend.special_tokens_map),
         digest="",
+        tool_template=_tool_template(backend, trial_s, in_parts) if template and not refusal else None,
         splits_special_tokens=bool(getattr(backend, "split_special_tokens", False)),
     )
     facts = replace(facts, digest=hashlib.sha256((repr(facts) + text).encode()).hexdigest()[:16])
@@ -95,6 +112,8 @@ def _decoder(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
         raise BadCheckpoint(
             f"{folder}: the tokenizer's decoder searches for a pattern, which is not supported"
         )
+    if fault := _fault_of(decoder):
+        raise BadCheckpoint(f"{folder}: the tokenizer's decoder {fault}: outputs cannot be sent as they grow")
     if len(json.dumps(decoder)) > _LARGEST_DECODER_BYTES:
         raise BadCheckpoint(
             f"{folder}: the tokenizer's decoder is larger than {_LARGEST_DECODER_BYTES} bytes"
@@ -111,6 +130,26 @@ def _has_pattern(value: object) -> bool:
     if isinstance(value, dict):
         return "Regex" in value or any(_has_pattern(inner) for inner in value.values())
     return isinstance(value, list) and any(_has_pattern(inner) for inner in value)
+
+
+def _fault_of(decoder: object) -> str | None:
+    """What a decoder does that changes text after it was sent, if it does."""
+    joined = False
+    for part in _parts(decoder):
+        kind, pattern = part.get("type"), part.get("pattern")
+        if kind == "Strip" and part.get("stop"):
+            return "strips the ends of texts"
+        if kind == "Replace" and joined and isinstance(pattern, dict) and len(pattern.get("String", "")) > 1:
+            return "replaces what several tokens may spell together"
+        joined |= kind in ("Fuse", "ByteLevel")
+    return None
+
+
+def _parts(decoder: object) -> Iterator[Mapping[str, Any]]:
+    if isinstance(decoder, dict):
+        yield decoder
+        for part in decoder.get("decoders") or ():
+            yield from _parts(part)
 
 
 def _longest_token(folder: Path, core: Any) -> int:
@@ -144,15 +183,35 @@ def _template(backend: PreTrainedTokenizerBase, trial_s: float) -> tuple[str | N
     return template, "it leaves out what the user says", False
 
 
+def _tool_template(backend: PreTrainedTokenizerBase, trial_s: float, in_parts: bool) -> str | None:
+    """The template that transformers uses for conversations with tools, if it is another one; None if it
+    cannot be used."""
+    try:
+        template: str = backend.get_chat_template(tools=list(_TOOLS))
+        with _within(trial_s):
+            messages = as_template_takes(_CHAT, in_parts)
+            text = render(template, messages, backend.special_tokens_map, TemplateInput(tools=_TOOLS))
+            is_usable = _WORD in text and not _difference(backend, template, messages, _TOOLS)
+    except (_TooLong, Exception):  # noqa: BLE001 - whatever it is, it costs the model its tools
+        return None
+    return template if is_usable and template != backend.get_chat_template() else None
+
+
 def _difference(
-    backend: PreTrainedTokenizerBase, template: str, messages: Sequence[Mapping[str, object]]
+    backend: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """How transformers' text differs; empty if it is the same. Compared twice, since a template may show
     the time."""
+    given = TemplateInput(tools=tools)
     for _ in range(2):
         conversation: Any = [dict(message) for message in messages]
-        theirs = backend.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        if theirs == render(template, messages, backend.special_tokens_map):
+        theirs = backend.apply_chat_template(
+            conversation, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
+        if theirs == render(template, messages, backend.special_tokens_map, given):
             return ""
     return "transformers formats the same conversation differently"
 
@@ -167,7 +226,7 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
             ),
             _within(trial_s),
         ):
-            encoder, decoder = Encoder.load(folder), load_core(folder / DECODER)
+            encoder, decoder = Encoder.load(folder), Decoder.load(folder)
             names = " ".join(backend.all_special_tokens[:_TRIED_SPECIAL_TOKENS])
             for text in (*_TRIALS, names):
                 ids = encoder.encode(text)
@@ -183,11 +242,30 @@ def _try(folder: Path, backend: PreTrainedTokenizerBase, vocab_size: int, trial_
                         f"{vocab_size} tokens"
                     )
                 decoder.decode(ids)
+            _try_streaming(folder, decoder, min(vocab_size, backend.backend_tokenizer.get_vocab_size()))
     except _TooLong:
         raise _too_slow(folder, trial_s) from None
     # Native code does not notice the signal, so it is judged afterwards.
     if time.process_time() - began_s > trial_s:
         raise _too_slow(folder, trial_s)
+
+
+def _try_streaming(folder: Path, decoder: Decoder, n_tokens: int) -> None:
+    """Decode random outputs as they grow and at once. Raises BadCheckpoint if they differ: the decoder then
+    changes text that clients already have.
+    """
+    drawn = Random(0)
+    # Bytes, spaces and single letters are among the first.
+    pool = [*range(min(n_tokens, _FIRST_TOKENS)), *(drawn.randrange(n_tokens) for _ in range(_FIRST_TOKENS))]
+    for _ in range(_TRIED_OUTPUTS):
+        ids = drawn.choices(pool, k=drawn.randint(1, _LONGEST_TRIED_OUTPUT))
+        stream = decoder.detokenizer()
+        grown = "".join(map(stream.push, ([token] for token in ids))) + stream.finish()
+        if grown != decoder.decode(ids):
+            raise BadCheckpoint(
+                f"{folder}: the tokenizer's decoder changes earlier text when later tokens come (as of the "
+                f"tokens {ids}): outputs cannot be sent as they grow"
+            )
 
 
 def _too_slow(folder: Path, trial_s: float) -> BadCheckpoint:

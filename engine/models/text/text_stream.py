@@ -16,6 +16,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tokenmux.core.errors import NotServable
+from tokenmux.models.foreign_errors import first_line, is_foreign
 from tokenmux.models.text.token_spelling import spelling_of
 
 _REPLACEMENT = "\ufffd"
@@ -56,8 +58,7 @@ class TokenText:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of all `token_ids`; bytes that are not UTF-8 become U+FFFD."""
         shown = [token for token in token_ids if not (skip_special_tokens and token in self.special)]
-        text: str = self.tokenizer.decode(shown, skip_special_tokens=False)
-        return text
+        return _decoded(self.tokenizer, shown)
 
     def spell(self, token: int) -> bytes:
         """The bytes that a token stands for, wherever it occurs; those of a special token are its name."""
@@ -125,8 +126,7 @@ class TextStream:
         return token not in self._hidden and self._tokenizer.id_to_token(token) is not None
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False) if token_ids else ""
-        return text
+        return _decoded(self._tokenizer, token_ids) if token_ids else ""
 
     def _push_byte(self, token: int, byte: int) -> str:
         run = self._run
@@ -252,6 +252,17 @@ class _Run:
     def text(self) -> str:
         """The text of a run that has ended and is not open."""
         return _REPLACEMENT * len(self.held) if self.n_unfinished else "".join(self._spelled)
+
+
+def _decoded(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of tokens. Raises NotServable if the decoder fails: some panic, which is not an Exception."""
+    try:
+        text: str = tokenizer.decode(token_ids, skip_special_tokens=False)
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise NotServable(f"the model's decoder fails on its output ({first_line(error)})") from error
+    return text
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> Iterator[str]:

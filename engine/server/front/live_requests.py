@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from tokenmux.core.errors import Ended, InternalError, TokenmuxError
+from tokenmux.core.errors import Ended, InternalError, NotServable, TokenmuxError
 from tokenmux.core.facts import ModelId
 from tokenmux.core.phases import PhaseChanged, RequestPhase
 from tokenmux.core.request import FinishReason, RequestId
@@ -174,6 +174,8 @@ class LiveRequests:
                         self._on_proven(live)
                     self._drop(live)
                     live.take_finished(report)
+        except NotServable as error:
+            self.end(live, NotServable(f"request {live.request_id} failed: {error}"))
         except Exception:
             logger.exception("request %s: its output could not be delivered", live.id)
             said = f"request {live.request_id} failed; the server's log says why"

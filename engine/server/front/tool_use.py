@@ -53,7 +53,7 @@ def tool_use_of(ask: Ask, model: ModelId, text: TextFacts) -> tuple[Ask, ToolUse
         said = f"the chat template of {model} knows no tools: leave tools out, or use another model"
         raise InvalidRequest(said, field="tools")
     forced = _forced_call(ask, tools, choice)
-    form = tool_format_of(text.template) if forced is None else forced.form
+    form = tool_format_of(text.template_for_tools) if forced is None else forced.form
     if form is None:
         known = ", ".join(form.name for form in TOOL_FORMATS)
         raise InvalidRequest(

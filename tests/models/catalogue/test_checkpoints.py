@@ -4,6 +4,7 @@ file and reason."""
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,13 @@ def test_pulling_registers_what_the_hub_gives(
     def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repository, revision))
         assert not any(pattern in ("*.py", "*.bin", "*") for pattern in allow_patterns)
+        for name in (
+            "named.safetensors.index.json",
+            "additional_chat_templates/tool_use.jinja",
+            "tokenizer.model",
+            "config.json",
+        ):
+            assert any(fnmatch(name, pattern) for pattern in allow_patterns), name
         return str(checkpoint)
 
     monkeypatch.setattr(catalogue_module, "snapshot_download", download)

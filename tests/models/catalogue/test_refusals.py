@@ -410,6 +410,22 @@ def test_configs_that_would_keep_transformers_busy_are_refused(
         find_weights(checkpoint)
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["auto", "torch.float16", "int8", "float8_e4m3fn", 5, {}, "nn"])
+def test_a_type_that_is_none_to_compute_in_is_refused_with_the_remedy(
+    checkpoint: Path, key: str, value: object
+) -> None:
+    change_config(checkpoint, **{key: value})
+    with pytest.raises(BadCheckpoint, match=rf"config\.json: {key} is .*write bfloat16"):
+        find_weights(checkpoint)
+
+
+@pytest.mark.parametrize("value", ["float16", "half", "bfloat16", "float32", None])
+def test_types_by_their_names_are_read(checkpoint: Path, catalogue: Catalogue, value: str | None) -> None:
+    change_config(checkpoint, dtype=value, torch_dtype=value)
+    catalogue.register_folder("m", checkpoint)
+
+
 def test_absurd_sizes_are_refused_before_they_are_built(
     catalogue: Catalogue, checkpoint: Path, families: dict[str, Path]
 ) -> None:

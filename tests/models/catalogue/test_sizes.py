@@ -87,3 +87,16 @@ def test_a_layer_that_only_the_real_model_has_is_looked_at(monkeypatch: pytest.M
     monkeypatch.setattr(module, "forward", forward)
     with pytest.raises(UnsupportedModel, match=r"layers \[2\] do not call the attention function"):
         probe(config)
+
+
+def test_an_empty_model_takes_no_memory_however_large_its_layers_are() -> None:
+    sizes = {"hidden_size": 1 << 14, "intermediate_size": 1 << 17, "num_local_experts": 256}
+    config = AutoConfig.for_model("mixtral", **COMMON | sizes, num_experts_per_tok=2)
+    model = empty_model(config, torch.float32)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1 << 40
+    assert kv_shape_of(model, torch.float32) == kv_shape(config, torch.float32)
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_buffers_of_an_empty_model_are_real(family: str) -> None:
+    assert all(not buffer.is_meta for buffer in empty_model(tiny.FAMILIES[family](), torch.float32).buffers())

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, TokenmuxError
+from tokenmux.core.errors import BadCheckpoint, DoesNotFit, InvalidRequest, NotServable, TokenmuxError
 from tokenmux.models.catalogue import catalogue, tiny
 from tokenmux.models.catalogue.catalogue import Catalogue
 from tokenmux.models.text import text_files
 from tokenmux.models.text.decoder import Decoder
 from tokenmux.models.text.encoder import Encoder, TextFacts
-from tokenmux.models.text.template import render
+from tokenmux.models.text.template import TemplateInput, render
 from tokenmux.models.text.text_files import write_text_files
 
 BACKEND = tiny.byte_tokenizer()
@@ -128,6 +128,51 @@ def test_a_decoder_that_searches_for_a_pattern_is_refused(tmp_path: Path) -> Non
         written(tmp_path, changed(pattern))
 
 
+def with_decoder(*parts: dict[str, Any]) -> PreTrainedTokenizerFast:
+    return changed(lambda document: document.update(decoder={"type": "Sequence", "decoders": list(parts)}))
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+STRIP = {"type": "Strip", "content": " ", "start": 0, "stop": 3}
+REPLACE = {"type": "Replace", "pattern": {"String": "he"}, "content": "X"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([BYTE_LEVEL, STRIP], "strips the ends of texts"),
+        ([{"type": "Sequence", "decoders": [STRIP]}, BYTE_LEVEL], "strips the ends of texts"),
+        ([BYTE_LEVEL, REPLACE], "replaces what several tokens may spell together"),
+        ([{"type": "BPEDecoder", "suffix": ""}], "changes earlier text when later tokens come"),
+    ],
+)
+def test_a_decoder_that_changes_what_was_sent_is_refused(
+    parts: list[dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadCheckpoint, match=f"{said}.*cannot be sent as they grow"):
+        written(tmp_path, with_decoder(*parts))
+
+
+def test_decoders_that_strip_beginnings_and_single_tokens_are_served(tmp_path: Path) -> None:
+    first = {"type": "Strip", "content": " ", "start": 2, "stop": 0}
+    written(tmp_path, with_decoder(REPLACE, BYTE_LEVEL, first))
+
+
+def test_a_decoder_that_panics_is_the_models_trouble(tmp_path: Path) -> None:
+    """As of an entry that was registered before such decoders were refused."""
+    written(tmp_path, BACKEND)
+    document = json.loads((tmp_path / "decoder.json").read_text())
+    document["decoder"] = {"type": "Sequence", "decoders": [BYTE_LEVEL, STRIP]}
+    (tmp_path / "decoder.json").write_text(json.dumps(document))
+    decoder = Decoder.load(tmp_path)
+    space = BACKEND.convert_tokens_to_ids("\u0120")
+    stream = decoder.detokenizer()
+    with pytest.raises(NotServable, match="the model's decoder fails on its output"):
+        stream.push([space, space, space])
+    with pytest.raises(NotServable, match="the model's decoder fails on its output"):
+        decoder.decode([space])
+
+
 def test_a_decoder_that_writes_much_for_each_token_is_refused(tmp_path: Path) -> None:
     def much(document: dict[str, Any]) -> None:
         replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 100_000}
@@ -167,6 +212,32 @@ def test_all_that_encoding_depends_on_is_in_the_digest(tmp_path: Path) -> None:
     digests = [written(tmp_path, backend).digest for backend in (plain, plain, other, split)]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+def test_conversations_with_tools_get_the_template_for_them(tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.chat_template = {
+        "default": "plain {{ messages[0].content }}",
+        "tool_use": "{{ tools | tojson }} {{ messages[0].content }}",
+    }
+    facts = written(tmp_path, backend)
+    assert facts.takes_tools
+    messages = [{"role": "user", "content": "x"}]
+    for tools in ([], TOOLS):
+        expected = backend.apply_chat_template(messages, tools=tools or None, tokenize=False)
+        assert Encoder.load(tmp_path).chat_text(messages, TemplateInput(tools=tools)) == expected
+
+
+@pytest.mark.parametrize("broken", ["{% if %}", "{{ raise_exception('no') }}", "{{ tools }} nothing said"])
+def test_a_broken_template_for_tools_costs_only_the_tools(broken: str, tmp_path: Path) -> None:
+    backend = tiny.byte_tokenizer()
+    backend.chat_template = {"default": "plain {{ messages[0].content }}", "tool_use": broken}
+    facts = written(tmp_path, backend)
+    assert facts.can_chat
+    assert not facts.takes_tools
 
 
 def test_a_damaged_text_file_is_named(tmp_path: Path) -> None:

@@ -147,3 +147,24 @@ def _byte_symbols() -> list[str]:
         symbols.append(chr(byte) if byte in printable else chr(256 + others))
         others += byte not in printable
     return symbols
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    ("content", "said"), [("[]", "damaged"), ("{", "damaged"), ("", "damaged"), (POINTER, "git lfs pull")]
+)
+def test_the_damaged_file_of_a_tokenizer_is_named(name: str, content: str, said: str, tmp_path: Path) -> None:
+    tiny.byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadCheckpoint, match=rf"/{name}: .*{said}"):
+        CheckpointTokenizer.load(tmp_path, 320)
+
+
+def test_a_pointer_in_the_place_of_pieces_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.model").write_text(POINTER)
+    with pytest.raises(BadCheckpoint, match=r"/tokenizer\.model: .*git lfs pull"):
+        CheckpointTokenizer.load(tmp_path, 320)

@@ -1,9 +1,11 @@
 """What a request gets, from the first event of its stream to the last."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.server.front.asking import ask, events_of, started, text_of, tokens, tokens_of, until
-from tests.server.scripted_models import END, facts
+from tests.server.scripted_models import END, LetterDetokenizer, facts
 from tokenmux.core.errors import (
     Ended,
     InternalError,
@@ -107,6 +109,27 @@ async def test_a_fault_in_one_requests_output_reaches_no_other(caplog: pytest.Lo
         assert text_of([event async for event in good]) == "fine"
         assert await hub.next(Cancel) == Cancel(bad.id)
     assert "only 0 before" in caplog.text
+
+
+async def test_a_decoder_that_fails_ends_its_request_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = LetterDetokenizer.push
+
+    def push(self: LetterDetokenizer, token_ids: Sequence[int]) -> str:
+        if ord("!") in token_ids:
+            raise NotServable("the model's decoder fails on its output (index out of bounds)")
+        return plain(self, token_ids)
+
+    monkeypatch.setattr(LetterDetokenizer, "push", push)
+    hub = ScriptedNodes()
+    async with started(hub) as front, front.open(ask()) as bad, front.open(ask()) as good:
+        hub.post(tokens(bad.id, 0, "a!"))
+        hub.post(tokens(good.id, 0, "fine"))
+        hub.post(Finished(good.id, FinishReason.LENGTH, 100.0))
+        with pytest.raises(NotServable, match=r"failed: the model's decoder fails .*index out of bounds"):
+            async for _ in bad:
+                pass
+        assert text_of([event async for event in good]) == "fine"
+        assert await hub.next(Cancel) == Cancel(bad.id)
 
 
 async def test_a_request_that_the_process_failed_says_why() -> None:

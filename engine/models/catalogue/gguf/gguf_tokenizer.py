@@ -241,7 +241,11 @@ def _dressed(
         tokenizer_object=core, clean_up_tokenization_spaces=False, **names
     )
     if "chat_template" in keys:
-        backend.chat_template = keys.text("chat_template")
+        template = keys.text("chat_template")
+        with_tools = "chat_template.tool_use"
+        backend.chat_template = (
+            {"default": template, "tool_use": keys.text(with_tools)} if with_tools in keys else template
+        )
     return backend
 
 

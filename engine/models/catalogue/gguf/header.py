@@ -19,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from tokenmux.core.errors import BadCheckpoint, NotFound, UnsupportedModel
 from tokenmux.core.sizes import round_up
 from tokenmux.models.atomic_files import check_regular
+from tokenmux.models.json_files import LFS_POINTER, lfs_pointer
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -73,7 +74,10 @@ def read_header(file: Path) -> GgufHeader:
     check_regular(file)
     try:
         with file.open("rb") as opened:
-            if opened.read(4) != _MAGIC:
+            start = opened.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise lfs_pointer(file)
+            if start[:4] != _MAGIC:
                 raise BadCheckpoint(f"{file}: not a GGUF file")
             with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(file, data).header()

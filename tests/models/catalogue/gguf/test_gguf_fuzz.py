@@ -83,6 +83,12 @@ def opened(file: Path) -> GgufCheckpoint | str:
     return said
 
 
+def test_a_pointer_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "git lfs pull" in str(opened(file))
+
+
 @SETTINGS
 @given(share=st.floats(0, 1, exclude_max=True))
 @example(share=0.0)

@@ -226,3 +226,14 @@ def test_a_saved_tokenizer_is_the_same(metadata: dict[str, Any], tmp_path: Path)
     for text in ("12 hi", " the hither é\n", "<|user|>x"):
         assert loaded.encode(text) == backend.encode(text)
         assert loaded.decode(loaded.encode(text)) == backend.decode(backend.encode(text))
+
+
+def test_the_template_for_tools_is_kept() -> None:
+    plain = read(byte_level()).backend
+    metadata = byte_level() | {"tokenizer.chat_template.tool_use": "{{ tools | length }}"}
+    backend = read(metadata).backend
+    messages = [{"role": "user", "content": "x"}]
+    assert backend.apply_chat_template(messages, tools=[{}, {}], tokenize=False) == "2"
+    assert backend.apply_chat_template(messages, tokenize=False) == (
+        plain.apply_chat_template(messages, tokenize=False)
+    )
