@@ -62,7 +62,7 @@ HOST = HostFacts(1 << 20, 1e9)
     ("says", "wanted"),
     [
         (r"raise device\.slab", model("m", 100, kv=KvShape(1, 5, 4, 4, 4))),
-        (r"raise device\.host_cache", model("m", 2 << 20)),
+        (r"raise host\.cache", model("m", 2 << 20)),
         ("smaller model", model("m", 5000)),
         ("ask for fewer tokens or raise the device budget", model("m", 1900)),
     ],
