@@ -78,10 +78,14 @@ def serve_command(
         ("host", "kv"): ("--host-kv", host_kv),
     }
     overrides = [Override(place, value, flag) for place, (flag, value) in flags.items() if value is not None]
+    names: set[str] = set()
     for named in model or ():
         name, equals, path = named.partition("=")
         if not equals or not name or not path:
             raise ConfigError(f"--model {named}: write NAME=PATH, such as small=./models/small")
+        if name in names:
+            raise ConfigError(f"--model {named}: {name} is given twice: give each model its own name")
+        names.add(name)
         overrides.append(Override(("models", name), str(Path(path).absolute()), "--model"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     checked = load_config(config, overrides)

@@ -1,6 +1,5 @@
 """The kinds of values in `pool.yaml`, each with its bounds and what is said about a wrong one."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,8 +70,8 @@ def _location(value: Path, info: ValidationInfo) -> Path:
     """Make a path absolute, from the folder that is the context of the validation."""
     folder: Any = info.context
     try:
-        os.fsencode(value)
         location = value.expanduser()
+        str(location).encode()  # messages to other processes and the catalogue's files hold UTF-8
     except (RuntimeError, UnicodeError) as error:
         raise ValueError(f"{str(value)!r} cannot be resolved here: write it in full ({error})") from error
     if "\0" in str(value):

@@ -155,10 +155,12 @@ def json_line(line: TraceRequest) -> str:
 
 
 def open_text(path: Path, mode: str = "rt") -> IO[str]:
-    """Open a text file, through gzip if its name says so."""
+    """Open a text file, through gzip if its name says so. What marks a file of a spreadsheet as UTF-8 (the
+    byte order mark) is not read."""
+    encoding = "utf-8-sig" if mode == "rt" else "utf-8"
     if path.suffix == ".gz":
-        return cast("IO[str]", gzip.open(path, mode, encoding="utf-8", newline=""))
-    return cast("IO[str]", path.open(mode, encoding="utf-8", newline=""))
+        return cast("IO[str]", gzip.open(path, mode, encoding=encoding, newline=""))
+    return cast("IO[str]", path.open(mode, encoding=encoding, newline=""))
 
 
 _REQUIRED = ("arrival_s", "model", "input_tokens", "output_tokens")
@@ -228,14 +230,14 @@ def _parsed(row: object, where: str, translated: Callable[[TraceRow], TraceRow])
         line = TraceRequest(
             float(row["arrival_s"]),
             str(row["model"]),
-            int(row["input_tokens"]),
-            int(row["output_tokens"]),
+            _whole("input_tokens", row["input_tokens"]),
+            _whole("output_tokens", row["output_tokens"]),
             str(row.get("tenant", DEFAULT_TENANT)),
             None if ttft_s is None else float(ttft_s),
             None if tpot_s is None else float(tpot_s),
             float(row.get("weight", 1.0)),
             _hash_ids(row.get("hash_ids", ())),
-            int(row.get("hash_tokens", HASH_TOKENS)),
+            _whole("hash_tokens", row.get("hash_tokens", HASH_TOKENS)),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -246,6 +248,13 @@ def _parsed(row: object, where: str, translated: Callable[[TraceRow], TraceRow])
         raise ConfigError(f"{where}: token counts must be at least 1, and the weight above 0")
     check_hashes(line.hash_ids, line.hash_tokens, line.input_tokens, where)
     return line
+
+
+def _whole(name: str, value: Any) -> int:
+    """A count: JSON has numbers, CSV text."""
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{name} must be a whole number, and is {value}")
+    return int(value)
 
 
 def _hash_ids(ids: object) -> tuple[int, ...]:

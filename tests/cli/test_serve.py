@@ -22,6 +22,11 @@ from tests.cli.runner import refused, run
             "error: the memory of this machine is too small: 2764800.0 GiB for 3 arenas, 3.0 GiB for",
         ),
         (["--model", "nameless"], "error: --model nameless: write NAME=PATH"),
+        (["--model", "a=b", "--model", "a=c"], "error: --model a=c: a is given twice"),
+        (
+            ["--listen", "127.0.0.1:0", "--catalogue", "\udcff"],
+            "error: command line: --catalogue: catalogue: ",
+        ),
         (
             ["--listen", "0.0.0.0:1"],
             "error: command line: --listen: listen: 0.0.0.0:1 can be reached from other",

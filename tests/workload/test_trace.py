@@ -43,6 +43,11 @@ def hashed(ids: str, tokens: int = 512) -> str:
         ("[]", "not a JSON object"),
         ('{"arrival_s": 0, "model": "a", "input_tokens": 1}', "missing fields \\['output_tokens'\\]"),
         ('{"arrival_s": 0, "model": "a", "input_tokens": 0, "output_tokens": 1}', "at least 1"),
+        (
+            '{"arrival_s": 0, "model": "a", "input_tokens": 1.5, "output_tokens": 1}',
+            "input_tokens must be a whole",
+        ),
+        ('{"arrival_s": 0, "model": "a", "input_tokens": 1, "output_tokens": 0.5}', "and is 0.5"),
         ('{"arrival_s": -1, "model": "a", "input_tokens": 1, "output_tokens": 1}', "0 or more"),
         ('{"arrival_s": NaN, "model": "a", "input_tokens": 1, "output_tokens": 1}', "0 or more"),
         ('{"arrival_s": "x", "model": "a", "input_tokens": 1, "output_tokens": 1}', "line 1"),
@@ -70,6 +75,15 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text + "\n")
     with pytest.raises(ConfigError, match=message):
         read_trace(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_byte_order_mark_is_not_a_part_of_the_first_field(tmp_path: Path, name: str) -> None:
+    """Spreadsheets write one."""
+    path = tmp_path / name
+    write_trace(path, TRACE)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_trace(path) == TRACE
 
 
 def test_lines_may_come_in_any_order(tmp_path: Path) -> None:

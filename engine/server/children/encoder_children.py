@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from tokenmux.core.errors import InvalidRequest, NotServable, Overloaded, Unavailable
 from tokenmux.models.text.encoder import TextFacts, check_can_chat
-from tokenmux.server.children.child import Child, ChildEnded, LimitExceeded
+from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
 from tokenmux.server.front.generation import Chat, Encodable, Text, Words
 
 logger = logging.getLogger(__name__)
@@ -169,13 +169,8 @@ class EncoderChildren:
 
     async def _work(self, slot: _Slot, piece: _Piece) -> None:
         try:
-            if slot.child is None:
-                slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
-                slot.loaded.clear()
-            source = piece.source
-            header = {"path": str(source.path), "digest": source.facts.digest, "kind": piece.kind}
-            answer = await slot.child.ask(header, piece.payload, limit_s=self.limits.seconds)
-            slot.loaded.add(source.facts.digest)
+            answer = await self._ask(slot, piece)
+            slot.loaded.add(piece.source.facts.digest)
             ids = array("i")
             ids.frombytes(answer.checked().payload)
             if not piece.answer.done():
@@ -195,6 +190,21 @@ class EncoderChildren:
             slot.work = slot.model = None
             if not self._closed:
                 self._dispatch()
+
+    async def _ask(self, slot: _Slot, piece: _Piece) -> ChildAnswer:
+        """What a child says of a prompt. Anything may have ended a child that was there before, also while
+        it was idle, so a new one is asked then; what ends that one is the prompt. Raises as `Child.ask`."""
+        source = piece.source
+        header = {"path": str(source.path), "digest": source.facts.digest, "kind": piece.kind}
+        if slot.child is not None:
+            try:
+                return await slot.child.ask(header, piece.payload, limit_s=self.limits.seconds)
+            except ChildEnded as error:
+                slot.child = None
+                logger.warning("a child for prompts is replaced: %s", error)
+        slot.child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
+        slot.loaded.clear()
+        return await slot.child.ask(header, piece.payload, limit_s=self.limits.seconds)
 
     def _said(self, piece: _Piece, error: Exception) -> str:
         what = "chat template or tokenizer" if piece.kind == "chat" else "tokenizer"

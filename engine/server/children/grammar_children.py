@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenmux.core.errors import InvalidRequest, Overloaded, TokenmuxError, Unavailable
 from tokenmux.core.grammar import Grammar
-from tokenmux.server.children.child import Child, ChildEnded, LimitExceeded
+from tokenmux.server.children.child import Child, ChildAnswer, ChildEnded, LimitExceeded
 from tokenmux.server.front.generation import Constraint
 
 logger = logging.getLogger(__name__)
@@ -101,15 +101,10 @@ class GrammarChildren:
                 f"{constraint.title} waited {self.limits.wait_s:g} s to be read: try again later"
             ) from None
         try:
-            if child is None:
+            answer = None if child is None else await self._unless_gone(child, constraint)
+            if answer is None:
                 child = await Child.start(self._module, memory_bytes=self.limits.memory_bytes)
-            self._busy.add(child)
-            try:
-                answer = await child.ask(
-                    {"kind": constraint.kind}, constraint.text.encode(), limit_s=self.limits.seconds
-                )
-            finally:
-                self._busy.discard(child)
+                answer = await self._answer(child, constraint)
             return Grammar.of(answer.checked().payload.decode())
         except LimitExceeded:
             child = None
@@ -136,6 +131,24 @@ class GrammarChildren:
             self._free.put_nowait(child)
             if self._closed and child is not None:
                 child.kill()
+
+    async def _unless_gone(self, child: Child, constraint: Constraint) -> ChildAnswer | None:
+        """The answer of a child that was there before; None if it has ended, which may have had any cause,
+        also while it was idle. What ends a new one is the constraint."""
+        try:
+            return await self._answer(child, constraint)
+        except ChildEnded as error:
+            logger.warning("a child that reads grammars is replaced: %s", error)
+            return None
+
+    async def _answer(self, child: Child, constraint: Constraint) -> ChildAnswer:
+        self._busy.add(child)
+        try:
+            return await child.ask(
+                {"kind": constraint.kind}, constraint.text.encode(), limit_s=self.limits.seconds
+            )
+        finally:
+            self._busy.discard(child)
 
     def _keep(self, key: str, found: Grammar | InvalidRequest) -> None:
         self._known[key] = found

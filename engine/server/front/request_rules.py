@@ -23,6 +23,8 @@ MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 MIN_SECONDS, MAX_SECONDS = 0.001, 86_400.0
 """Bounds of a TTFT, a TPOT or a client's patience: a millisecond to a day."""
 MAX_CHAT_MESSAGES = 4096
+MAX_CALLS = 1024
+"""Calls of tools in one message, each of which is parsed on the event loop."""
 MAX_TOOLS = 128
 MAX_DOCUMENTS = 128
 TEMPLATE_NAMES = frozenset(

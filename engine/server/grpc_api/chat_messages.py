@@ -12,6 +12,7 @@ from tokenmux.server.front.generation import (
     ToolMode,
 )
 from tokenmux.server.front.request_rules import (
+    MAX_CALLS,
     MAX_CHAT_MESSAGES,
     MAX_DOCUMENTS,
     MAX_TOOLS,
@@ -48,6 +49,7 @@ def chat_of(chat: inference_pb2.Chat) -> Chat:
 
 
 def _chat_message(place: str, message: inference_pb2.ChatMessage) -> ChatMessage:
+    check_count(f"calls in {place}", message.tool_calls, MAX_CALLS, field="messages")
     calls = [
         call_for_template(f"{place}.tool_calls[{at}]", call.id, call.name, call.arguments)
         for at, call in enumerate(message.tool_calls)

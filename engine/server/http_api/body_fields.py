@@ -144,8 +144,8 @@ def check_served(extra: Mapping[str, object]) -> None:
         harmless = NOT_SERVED.get(name)
         if harmless is None or value is None or value in harmless:
             continue
-        allowed = " or ".join([*(repr(one) for one in harmless), "leave it out"])
-        raise InvalidRequest(f"{name} is not served here: use {allowed}", field=name)
+        allowed = " or ".join([*(f"use {one!r}" for one in harmless), "leave it out"])
+        raise InvalidRequest(f"{name} is not served here: {allowed}", field=name)
 
 
 def ignored_names(body: Lenient) -> list[str]:

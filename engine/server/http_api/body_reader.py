@@ -15,7 +15,8 @@ _CLOSE = {"connection": "close"}
 
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
-    """The body. Raises HttpRefusal if it is not JSON by its type, too large or too slow; ClientLeft."""
+    """The body. Raises HttpRefusal if it is not JSON by its type, compressed, too large or too slow;
+    ClientLeft."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HttpRefusal(
@@ -23,6 +24,10 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
             f"the content type is {kind[:100]!r}: send JSON, with `content-type: application/json`",
             _CLOSE,
         )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        said = f"the content encoding is {encoding[:100]!r}: send the body as it is, not compressed"
+        raise HttpRefusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, said, _CLOSE)
     said = request.headers.get("content-length", "")
     if said.isdecimal() and (len(said) > 18 or int(said) > max_bytes):
         raise _too_large(max_bytes)

@@ -7,9 +7,12 @@ from pydantic import Field
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Chat, ChatMessage, ToolChoice, ToolMode
+from tokenmux.server.front.request_rules import MAX_CALLS
 from tokenmux.server.front.tool_use import call_for_template
-from tokenmux.server.http_api.body_fields import Lenient, ListOf
+from tokenmux.server.http_api.body_fields import Lenient, ListOf, at_most
 
+MAX_PARTS = 4096
+"""Parts of the content of one message."""
 NAME_PATTERN = "^[a-zA-Z0-9_.-]{1,64}$"
 
 
@@ -43,8 +46,12 @@ class MessageBody(Lenient):
     """
 
     role: str
-    content: str | ListOf[ContentPart] | None = None
-    tool_calls: ListOf[CallBody] | None = None
+    content: Annotated[
+        str | ListOf[ContentPart] | None, at_most(MAX_PARTS, "parts in a message", "messages")
+    ] = None
+    tool_calls: Annotated[ListOf[CallBody] | None, at_most(MAX_CALLS, "calls in a message", "messages")] = (
+        None
+    )
     tool_call_id: str | None = None
     name: str | None = None
 

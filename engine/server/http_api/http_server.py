@@ -128,8 +128,15 @@ class BoundedConnection(HttpToolsProtocol):
             *(f"{name}: {value}" for name, value in answer.headers.items()),
         ]
         self._stop_waiting()
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + answer.content)
+        if not self._answering():  # in the middle of an answer these lines would be taken for a part of it
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + answer.content)
         self.transport.close()
+
+    def _answering(self) -> bool:
+        """True if an answer has begun and not ended, to this request or to one before it."""
+        if self.pipeline:
+            return True
+        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
 
 
 class HttpServer:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from tokenmux.core.errors import InvalidRequest
 from tokenmux.server.front.generation import Prompt, Text, TokenIds
+from tokenmux.server.front.request_rules import MAX_CHAT_MESSAGES, MAX_DOCUMENTS, MAX_TOOLS
 from tokenmux.server.front.sampling_rules import MAX_BIASES
 from tokenmux.server.http_api.body_fields import AskBody, Lenient, ListOf, To, at_most, few_prompts
 from tokenmux.server.http_api.constraint_bodies import (
@@ -165,19 +166,25 @@ class CompletionBody(GenerationBody):
 class ChatBody(GenerationBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[ListOf[MessageBody], To("prompt", by=conversation_of)]
+    messages: Annotated[
+        ListOf[MessageBody],
+        at_most(MAX_CHAT_MESSAGES, "chat messages", "messages"),
+        To("prompt", by=conversation_of),
+    ]
     max_completion_tokens: Annotated[int | None, To("max_tokens")] = None
     max_tokens: Annotated[int | None, To("max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, To("logprobs")] = None
 
-    tools: ListOf[ToolBody] | None = None
+    tools: Annotated[ListOf[ToolBody] | None, at_most(MAX_TOOLS, "tools", "tools")] = None
     tool_choice: Annotated[
         Literal["none", "auto", "required", "text"] | NamedTool | None, To("tool_choice", by=choice_of_body)
     ] = None
     parallel_tool_calls: Annotated[bool | None, To("several_calls")] = None
     """If false, calls after the first are left out."""
-    documents: ListOf[dict[str, Any]] | None = None
+    documents: Annotated[ListOf[dict[str, Any]] | None, at_most(MAX_DOCUMENTS, "documents", "documents")] = (
+        None
+    )
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None

@@ -3,6 +3,8 @@ notice."""
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -103,6 +105,19 @@ async def test_a_prompt_that_takes_too_much_memory_costs_its_process_only(tmp_pa
         with pytest.raises(NotServable, match="memory"):
             await pool.encode("greedy", *greedy, TWO)
         assert await pool.encode("greedy", *greedy, ONE)
+
+
+async def test_a_child_that_is_killed_while_it_is_idle_costs_no_prompt(tmp_path: Path) -> None:
+    """As the system does if memory is short: the next prompt is not to blame."""
+    good = entry(tmp_path / "good")
+    async with texts(processes=1) as pool:
+        ids = await pool.encode("m", *good, ONE)
+        child = pool._slots[0].child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child._process.wait()
+        assert await pool.encode("m", *good, ONE) == ids
+        assert pool._slots[0].child is not child
 
 
 async def test_what_is_cancelled_leaves_the_queue(tmp_path: Path) -> None:

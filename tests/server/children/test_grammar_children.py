@@ -1,6 +1,8 @@
 """Constraints are read in child processes: once each, within limits, and a refusal says why."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +50,18 @@ async def test_one_that_takes_too_long_is_refused_and_others_go_on() -> None:
         with pytest.raises(InvalidRequest, match=r"takes longer than 0.001 s: make it simpler"):
             await children.read(DIGITS)
         assert children._free.qsize() == 1
+
+
+async def test_a_child_that_is_killed_while_it_is_idle_costs_no_constraint() -> None:
+    """A refusal would be kept, and the constraint refused for as long as the server runs."""
+    async with grammars(seconds=20, processes=1) as children:
+        await children.read(DIGITS)
+        child = await children._free.get()
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child._process.wait()
+        children._free.put_nowait(child)
+        assert await children.read(Constraint("regex", "[a-z]+"))
 
 
 async def test_nothing_is_read_after_the_end() -> None:

@@ -15,6 +15,7 @@ from tokenmux.server.front.generation import Ask, Chat, ChatMessage, FinishInfo,
 from tokenmux.server.front.request_rules import check_parameters
 from tokenmux.server.grpc_api.answer_messages import whole_response
 from tokenmux.server.grpc_api.ask_messages import ask_of
+from tokenmux.server.grpc_api.chat_messages import chat_of
 from tokenmux.server.grpc_api.field_paths import path_of
 from tokenmux.v1 import inference_pb2
 
@@ -141,3 +142,10 @@ def test_a_client_gives_tools_with_messages_only() -> None:
         generate_request("m", [USER], tools=[{"a": object()}])
     with pytest.raises(TypeError, match="bad_words: 'abc' is a single text"):
         generate_request("m", "text", bad_words="abc")
+
+
+def test_calls_in_a_message_are_counted_before_they_are_read() -> None:
+    call = inference_pb2.ToolCall(name="f", arguments="not JSON")
+    message = inference_pb2.ChatMessage(role="assistant", tool_calls=[call] * 1025)
+    with pytest.raises(InvalidRequest, match=r"1025 calls in messages\[0\]: at most 1024"):
+        chat_of(inference_pb2.Chat(messages=[message]))

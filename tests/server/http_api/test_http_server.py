@@ -1,12 +1,14 @@
 """The port itself: who holds it, what it bounds, TLS, and how it ends."""
 
 import asyncio
+import json
 import socket
 
 import httpx
 import pytest
 
 from tests.server.harness import serving
+from tests.server.http_api.http_calls import TEXT
 from tokenmux.core.errors import ConfigError
 from tokenmux.server.http_api import http_server
 from tokenmux.server.http_api.http_server import HttpTransport
@@ -66,6 +68,27 @@ async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     async with serving(http=HttpTransport()) as served:
         assert (await raw(served.http_port, head)).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("second", [b"\x00\r\n\r\n", b"GET /hea"])
+async def test_a_bad_request_after_another_does_not_come_into_its_answer(
+    monkeypatch: pytest.MonkeyPatch, second: bytes
+) -> None:
+    monkeypatch.setattr(http_server, "HEADERS_S", 0.1)
+    body = json.dumps({**TEXT, "stream": True}).encode()
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    )
+    async with serving(http=HttpTransport(), auto=False) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.http_port)
+        writer.write(head + body)
+        begun = await reader.readuntil(b"transfer-encoding: chunked\r\n\r\n")
+        writer.write(second)
+        rest = await asyncio.wait_for(reader.read(), 5)
+        assert begun.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1" not in rest
+        writer.close()
 
 
 async def test_connections_are_bounded() -> None:

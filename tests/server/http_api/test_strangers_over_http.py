@@ -130,3 +130,12 @@ async def test_the_dialect_over_tls(tmp_path: Path) -> None:
             with pytest.raises(httpx.TransportError):
                 await client.get("/health")
         assert served.front.n_live == 0
+
+
+async def test_a_compressed_body_is_refused_by_its_encoding() -> None:
+    async with http() as (_, client):
+        for encoding, status in (("gzip", 415), ("identity", 200), ("", 200)):
+            answer = await client.post("/v1/completions", json=TEXT, headers={"content-encoding": encoding})
+            assert answer.status_code == status
+        answer = await client.post("/v1/completions", json=TEXT, headers={"content-encoding": "br"})
+        assert "send the body as it is, not compressed" in answer.json()["error"]["message"]

@@ -10,8 +10,8 @@ from tokenmux.server.http_api.body_fields import Lenient
 from tokenmux.server.http_api.embedding_bodies import EmbeddingBody
 from tokenmux.server.http_api.request_bodies import ChatBody, CompletionBody
 
-MANY = 200
-"""Fewer than the prompts that a body may have."""
+MANY = 100
+"""Fewer than the tools that a body may have."""
 TEXT: dict[str, Any] = {"model": "m", "prompt": "a"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
@@ -47,6 +47,11 @@ def test_that_holds_within_a_message(given: dict[str, Any]) -> None:
         (CompletionBody, {"prompt": [None] * 257}),
         (CompletionBody, {"prompt": "a", "logit_bias": {str(token): None for token in range(1025)}}),
         (EmbeddingBody, {"input": [None] * 2049}),
+        (ChatBody, {"messages": [None] * 4097}),
+        (ChatBody, {"messages": [], "tools": [None] * 129}),
+        (ChatBody, {"messages": [], "documents": [None] * 129}),
+        (ChatBody, {"messages": [{"role": "user", "content": [None] * 4097}]}),
+        (ChatBody, {"messages": [{"role": "assistant", "tool_calls": [None] * 1025}]}),
     ],
 )
 def test_too_many_are_refused_before_they_are_looked_at(kind: type[Lenient], body: dict[str, Any]) -> None:
