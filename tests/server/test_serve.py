@@ -23,7 +23,7 @@ from tokenmux.executor.device_speeds import Speeds
 from tokenmux.messages.setups import NodeSetup
 from tokenmux.models.catalogue import tiny
 from tokenmux.server.app import Transport
-from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig
+from tokenmux.server.config import KeyConfig, PoolConfig, TlsConfig, load_config
 from tokenmux.server.front.api_keys import Scope
 from tokenmux.server.pool_setup import MeasuredDevice, node_setup
 from tokenmux.server.serve import (
@@ -169,8 +169,10 @@ def test_what_is_not_a_folder_is_no_catalogue(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "models").write_text("")
     for name in ("file", "folder"):
+        (tmp_path / "pool.yaml").write_text(f"catalogue: {name}\n")
+        config = load_config(tmp_path / "pool.yaml")
         with pytest.raises(ConfigError, match="is not a folder: name one"):
-            open_catalogue(PoolConfig(catalogue=tmp_path / name), no_progress)
+            open_catalogue(config, no_progress)
 
 
 def test_a_gpu_that_is_not_there_is_noticed_before_anything_is_converted(tmp_path: Path) -> None:
