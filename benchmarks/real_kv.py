@@ -2,7 +2,8 @@
 
 The paper's artifact counts a KV head for each attention head. Eight of ten of its models have fewer: a token
 takes 57 kB instead of 401 in Qwen2.5-7B (4 heads for 28) and 98 instead of 786 in Yi-1.5-9B (4 for 32). Step
-times were measured with the real ones, so only memory and copies are counted too large there.
+times were measured with the real ones, so only memory and copies are counted too large there. The targets are
+those of `benchmarks.fewest_gpus`.
 
     TOKENMUX_DATA=... python -m benchmarks.real_kv [--quick]
 """
@@ -11,28 +12,17 @@ import sys
 
 from benchmarks.fewest_gpus import (
     CRAMPED_HARDWARE,
+    TARGETS,
     WORKLOADS,
     Workload,
     in_steady_state,
     search,
     under_doubt,
 )
-from benchmarks.report import Target, finish, table
+from benchmarks.report import finish, table
 from benchmarks.workloads import GOAL, data_folder, quick, with_real_kv
 from tokenmux.simulator.doubts import ALL_DOUBTS
 
-SOURCE = "what is wanted of the same counts with the artifact's KV"
-TARGETS = {
-    "gpus_80_at_0.1": Target(SOURCE, at_most=8),
-    "gpus_54_at_0.5": Target(SOURCE, at_most=7),
-    "gpus_80_at_0.5": Target(SOURCE, at_most=11),
-    "gpus_80_at_0.1_pessimistic": Target(SOURCE, at_most=8),
-    "gpus_54_at_0.5_pessimistic": Target(SOURCE, at_most=8),
-    "gpus_80_at_0.5_pessimistic": Target(SOURCE, at_most=11),
-    "gpus_80_at_0.1_steady": Target(SOURCE, at_most=8),
-    "gpus_54_at_0.5_steady": Target(SOURCE, at_most=7),
-    "gpus_80_at_0.5_steady": Target(SOURCE, at_most=11),
-}
 BASELINES = ("aegaeon", "request-level")
 
 
