@@ -76,7 +76,9 @@ class ModelsView:
             del columns["on"]  # there is one device
         states = [_state(model) for model in self.models]
         cells = {name: [shown(model) for model in self.models] for name, shown in columns.items()}
-        name_width = min(_NAME_WIDTH, max((len(model.name) for model in self.models), default=0))
+        name_width = min(
+            _NAME_WIDTH, max(len(name) for name in ("model", *(model.name for model in self.models)))
+        )
         state_width = max((len(state) for state in states), default=0)
         cells = _fitting(cells, options.max_width - name_width - state_width - 2)
         table = Table(box=None, header_style="dim", pad_edge=False)

@@ -91,6 +91,17 @@ def test_what_is_overdue_counts_in_the_share_on_time(server: ServerThread) -> No
     assert "75%" in console.file.getvalue()
 
 
+@pytest.mark.parametrize("width", range(60, 90))
+def test_a_short_name_leaves_the_head_of_its_column_whole(server: ServerThread, width: int) -> None:
+    server.do(server.post(node_status("letters")))
+    with Client(server.served.target) as client:
+        (letters,) = client.models.list()
+    console = Console(width=width, file=io.StringIO())
+    console.print(ModelsView((replace(letters, name="s"),)))
+    header, row = console.file.getvalue().splitlines()
+    assert (header.split()[0], row.split()[0]) == ("model", "s")
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_several_devices_are_shown_whole_in_lines_of_any_length(server: ServerThread, width: int) -> None:
     gib = 1 << 30
