@@ -72,6 +72,10 @@ def test_tokens_that_are_due_count_before_they_are_drawn() -> None:
         report = reporter_of(body).report(at_once=True)
         assert report is not None
         overdue[body.clock.now_s() - start_s] = report.models[1].n_tokens_overdue
+        for state in body.instance.models[B].requests():  # it is behind while it steps, too
+            before, state.in_step = state.in_step, True
+            assert state.n_overdue(body.clock.now_s()) == report.models[1].n_tokens_overdue
+            state.in_step = before
 
     body.submit_at(request("r", A, start_s, 300))
     body.submit_at(request("s", B, start_s, 300))

@@ -150,10 +150,10 @@ class RequestState:
         return (len(self.kv.device) - self.kv.n_missing) * self.kv.shape.block_bytes
 
     def n_overdue(self, now_s: float) -> int:
-        """Tokens that are due by now and not drawn: at most, since it may end before them. None while its
-        client does not read, or while a step that may draw them is in flight."""
+        """Tokens that are due by now and not drawn: at most, since it may end before them, or have drawn some
+        in the step in flight. None while its client does not read."""
         late_s = now_s - self.deadline_s
-        if late_s <= 0 or self.in_step or self.is_paused or self.to_end:
+        if late_s <= 0 or self.is_paused or self.to_end:
             return 0
         asked = self.request
         return int(min(asked.max_tokens - self.n_drawn, late_s / asked.service.tpot_s + 1))
